@@ -1,0 +1,263 @@
+//! Withdrawing tokens and nodes before their time.
+//!
+//! Revocations are signed statements that every node stores and passes on. They are never taken
+//! back: who is to be trusted again gets a new token, or a new key.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Domain, Envelope, EnvelopeError, Identity, MESH_PATH, NodeId, Resource, Scope, Timestamp,
+    Token, TokenError, TokenId, VerifyContext,
+    codec::{self, DecodeError},
+};
+
+/// Most revocations that a node holds. Only admins can fill it, and what is past its time leaves,
+/// so this bounds memory (some 40 MB) against a stolen admin key, not daily work.
+pub const MAX_REVOCATIONS: usize = 65_536;
+/// Most bytes of an encoded revocation: a token and a small envelope.
+pub const MAX_REVOCATION_BYTES: usize = crate::MAX_TOKEN_BYTES + 512;
+
+/// What is withdrawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Revoked {
+    /// A token, and every one delegated from it.
+    Token(TokenId),
+    /// A node or user: every token with this issuer or subject anywhere in its chain.
+    Node(NodeId),
+}
+
+impl fmt::Display for Revoked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Token(id) => write!(f, "token {id}"),
+            Self::Node(id) => write!(f, "node {id}"),
+        }
+    }
+}
+
+/// What the signer of a revocation says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevocationNotice {
+    /// What is withdrawn.
+    pub what: Revoked,
+    /// When this was said.
+    pub issued_at: Timestamp,
+    /// When it may be forgotten: the end of the revoked token, or [`Timestamp::MAX`].
+    pub keep_until: Timestamp,
+}
+
+/// A notice signed by the authority, or by an admin who shows the token that makes it one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revocation {
+    notice: Envelope,
+    proof: Option<Token>,
+}
+
+/// Why a revocation is not heeded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RevocationError {
+    /// It does not decode, or is not signed by its signer.
+    #[error("the revocation is not properly signed")]
+    Envelope(#[from] EnvelopeError),
+    /// The signer is neither the authority nor an admin for what is revoked.
+    #[error("the signer may not revoke this")]
+    NotAdmin(#[source] TokenError),
+    /// The signer is not the authority and shows no token.
+    #[error("the signer is not the mesh's authority and shows no admin token")]
+    NoProof,
+    /// The authority itself cannot be revoked.
+    #[error("the mesh's authority cannot be revoked; make a new mesh instead")]
+    Authority,
+    /// It claims to be from the future.
+    #[error("the revocation is dated {0}, which is yet to come")]
+    FromFuture(Timestamp),
+    /// What it revokes has expired meanwhile.
+    #[error("the revocation was to be kept until {0} only")]
+    Obsolete(Timestamp),
+    /// [`MAX_REVOCATIONS`] are held already.
+    #[error("this node holds {MAX_REVOCATIONS} revocations already")]
+    Full,
+}
+
+impl Revocation {
+    /// The authority's revocation.
+    pub fn by_authority(
+        authority: &Identity,
+        notice: &RevocationNotice,
+    ) -> Result<Self, EnvelopeError> {
+        Ok(Self {
+            notice: Envelope::seal(authority, &Domain::REVOCATION, notice)?,
+            proof: None,
+        })
+    }
+
+    /// An admin's revocation. The token must have [`Scope::Admin`] and cover [`MESH_PATH`], on the
+    /// revoked node or, for a token, on every node.
+    pub fn by_admin(
+        admin: &Identity,
+        proof: Token,
+        notice: &RevocationNotice,
+    ) -> Result<Self, EnvelopeError> {
+        Ok(Self {
+            notice: Envelope::seal(admin, &Domain::REVOCATION, notice)?,
+            proof: Some(proof),
+        })
+    }
+
+    /// Who signed it, if it verifies.
+    pub fn signer(&self) -> NodeId {
+        self.notice.signer()
+    }
+
+    /// What is revoked, once it is clear that the signer may.
+    ///
+    /// An admin's token is checked for the time when the revocation was issued: nodes that come
+    /// later must heed what those before them heeded. So an admin whose token has expired could
+    /// date a revocation back. Withdrawing the admin ends that; its revocations that are to last
+    /// for newcomers must then be issued again by the authority.
+    pub fn verify(&self, context: &VerifyContext<'_>) -> Result<RevocationNotice, RevocationError> {
+        let notice: RevocationNotice = self.notice.open(&Domain::REVOCATION)?;
+        if notice.what == Revoked::Node(*context.root) {
+            return Err(RevocationError::Authority);
+        }
+        if notice.issued_at > context.now.saturating_add(context.tolerance) {
+            return Err(RevocationError::FromFuture(notice.issued_at));
+        }
+        if notice.is_obsolete(context.now, context.tolerance) {
+            return Err(RevocationError::Obsolete(notice.keep_until));
+        }
+        if self.signer() != *context.root {
+            let proof = self.proof.as_ref().ok_or(RevocationError::NoProof)?;
+            check_admin(proof, &self.signer(), &notice, context)
+                .map_err(RevocationError::NotAdmin)?;
+        }
+        Ok(notice)
+    }
+
+    /// The revocation as bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        codec::encode(self)
+    }
+
+    /// What [`Revocation::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        if bytes.len() > MAX_REVOCATION_BYTES {
+            return Err(DecodeError);
+        }
+        codec::decode_canonical(bytes)
+    }
+}
+
+impl RevocationNotice {
+    fn is_obsolete(&self, now: Timestamp, tolerance: Duration) -> bool {
+        now >= self.keep_until.saturating_add(tolerance) && self.keep_until != Timestamp::MAX
+    }
+}
+
+fn check_admin(
+    proof: &Token,
+    signer: &NodeId,
+    notice: &RevocationNotice,
+    context: &VerifyContext<'_>,
+) -> Result<(), TokenError> {
+    let at_issue = VerifyContext {
+        now: notice.issued_at,
+        ..*context
+    };
+    let grant = proof.verify(&at_issue)?;
+    let on = match notice.what {
+        Revoked::Node(node) => node,
+        Revoked::Token(_) => *context.root,
+    };
+    grant.check(signer, Scope::Admin, MESH_PATH, &on, notice.issued_at)?;
+    if matches!(notice.what, Revoked::Token(_)) && grant.resource.node().is_some() {
+        // The token's own resource is not known from its id, so the admin must be one everywhere.
+        return Err(TokenError::WrongResource {
+            allowed: grant.resource,
+            wanted: Resource::any().to_string(),
+        });
+    }
+    Ok(())
+}
+
+/// The revocations that this node heeds, each with its statement, to pass on and to store.
+#[derive(Debug, Clone, Default)]
+pub struct Revocations {
+    held: BTreeMap<Revoked, Held>,
+}
+
+#[derive(Debug, Clone)]
+struct Held {
+    notice: RevocationNotice,
+    statement: Revocation,
+}
+
+impl Revocations {
+    /// None yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Checks and adds one. True when it is new, and so to be passed on: when nothing revoked the
+    /// same before, or not for as long.
+    ///
+    /// Admins' tokens are checked against the revocations held so far.
+    pub fn insert(
+        &mut self,
+        statement: Revocation,
+        root: &NodeId,
+        now: Timestamp,
+        tolerance: Duration,
+    ) -> Result<bool, RevocationError> {
+        let notice = statement.verify(&VerifyContext {
+            root,
+            now,
+            tolerance,
+            revocations: self,
+        })?;
+        let known = self.held.get(&notice.what);
+        if known.is_some_and(|known| known.notice.keep_until >= notice.keep_until) {
+            return Ok(false);
+        }
+        if known.is_none() && self.held.len() >= MAX_REVOCATIONS {
+            return Err(RevocationError::Full);
+        }
+        self.held.insert(notice.what, Held { notice, statement });
+        Ok(true)
+    }
+
+    /// Forgets what is past its time.
+    pub fn purge(&mut self, now: Timestamp, tolerance: Duration) {
+        self.held
+            .retain(|_, held| !held.notice.is_obsolete(now, tolerance));
+    }
+
+    /// Whether this link is revoked by its name.
+    pub fn contains_token(&self, id: &TokenId) -> bool {
+        self.held.contains_key(&Revoked::Token(*id))
+    }
+
+    /// Whether this node or user is revoked.
+    pub fn contains_node(&self, id: &NodeId) -> bool {
+        self.held.contains_key(&Revoked::Node(*id))
+    }
+
+    /// The statements held, in a fixed order. To restore a stored set, insert them again.
+    pub fn iter(&self) -> impl Iterator<Item = (&RevocationNotice, &Revocation)> {
+        self.held
+            .values()
+            .map(|held| (&held.notice, &held.statement))
+    }
+
+    /// Number of revocations held.
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether none is held.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+}

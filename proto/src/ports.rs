@@ -1,0 +1,55 @@
+//! What agents and managers need from the node around them, as small traits: the binary fills them
+//! with the mesh, tests with the simulator or a plain table.
+
+use std::sync::Arc;
+
+use meshwork_identity::{Grant, NodeId, Timestamp, Warrant};
+
+use crate::announcement::Announcement;
+use crate::mesh::PeerView;
+use crate::query::Query;
+use crate::rpc::RpcError;
+
+/// The wall clock. Used for what is signed and shown; never for timers.
+pub trait WallClock: Send + Sync + 'static {
+    /// The time now.
+    fn now(&self) -> Timestamp;
+}
+
+/// A source of random bytes; cryptographically strong in production, seeded in simulations.
+pub trait Entropy: Send + Sync + 'static {
+    /// Fills `bytes`.
+    fn fill(&self, bytes: &mut [u8]);
+}
+
+impl dyn Entropy {
+    /// `N` random bytes.
+    pub fn array<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.fill(&mut bytes);
+        bytes
+    }
+}
+
+/// A node and what it says about itself.
+pub type Known = (NodeId, Arc<Announcement>);
+
+/// What this node knows of others. Cheap to ask; never blocks on the network.
+pub trait Directory: Send + Sync + 'static {
+    /// This node.
+    fn local(&self) -> NodeId;
+    /// Every node whose announcement holds now, this one included, by node id.
+    fn nodes(&self) -> Vec<Known>;
+    /// Those of them that satisfy `query`, by node id.
+    fn find(&self, query: &Query) -> Vec<Known>;
+    /// The living connection to `node`, if there is one.
+    fn peer(&self, node: &NodeId) -> Option<PeerView>;
+}
+
+/// Decides whether a user's signed order holds now: chain to this mesh's authority, times,
+/// revocations, signature, signer is the token's subject.
+pub trait Trust: Send + Sync + 'static {
+    /// What the warrant's token allows its signer; the caller still checks scope and resource with
+    /// [`Grant::check`].
+    fn verify(&self, warrant: &Warrant) -> Result<Grant, RpcError>;
+}

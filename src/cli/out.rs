@@ -1,0 +1,237 @@
+//! How results reach people and programs: tables, JSON, YAML, marks; colours on a terminal only.
+
+use std::fmt::{self, Write as _};
+use std::io::{self, IsTerminal, Write};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::error::CliError;
+
+/// Form of a result.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Columns for people.
+    #[default]
+    Table,
+    /// More columns, full ids.
+    Wide,
+    /// JSON, for programs.
+    Json,
+    /// YAML, for programs.
+    Yaml,
+}
+
+/// Where results go.
+#[derive(Debug, Clone, Copy)]
+pub struct Out {
+    /// Form of results.
+    pub format: Format,
+    /// Ids only, no remarks.
+    pub quiet: bool,
+    /// Whether standard output is coloured.
+    colour: bool,
+}
+
+/// Something shown in a table.
+pub trait Row: Serialize {
+    /// Column heads.
+    fn head(wide: bool) -> Vec<&'static str>;
+    /// Cells, as many as heads. They are cleaned before they are shown.
+    fn cells(&self, wide: bool) -> Vec<String>;
+    /// The one word that `--quiet` prints.
+    fn id(&self) -> String;
+}
+
+impl Out {
+    /// Output of this form; colours when the terminal and the user allow them.
+    pub fn new(format: Format, quiet: bool, no_color: bool) -> Self {
+        let wanted = !no_color && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        Self { format, quiet, colour: wanted && io::stdout().is_terminal() }
+    }
+
+    /// Whether results are for programs.
+    pub fn is_machine(&self) -> bool {
+        matches!(self.format, Format::Json | Format::Yaml)
+    }
+
+    /// Whether progress may be drawn.
+    pub fn is_live(&self) -> bool {
+        !self.quiet && !self.is_machine() && io::stderr().is_terminal()
+    }
+
+    /// Prints a list.
+    pub fn list<T: Row>(&self, rows: &[T]) -> Result<(), CliError> {
+        if self.is_machine() {
+            return self.value(&rows);
+        }
+        if self.quiet {
+            return self.data(&rows.iter().map(|row| row.id() + "\n").collect::<String>());
+        }
+        let wide = self.format == Format::Wide;
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header(T::head(wide));
+        for row in rows {
+            table.add_row(row.cells(wide).iter().map(|cell| clean(cell)));
+        }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+        let lines: Vec<String> = table.lines().map(|l| l.trim_end().to_owned()).collect();
+        self.data(&(lines.join("\n") + "\n"))
+    }
+
+    /// Prints one value for programs.
+    pub fn value(&self, value: &impl Serialize) -> Result<(), CliError> {
+        let value = serde_json::to_value(value).map_err(io::Error::from)?;
+        if self.format == Format::Yaml {
+            let mut text = String::new();
+            yaml(&mut text, &value, 0);
+            self.data(&text)
+        } else {
+            self.data(&format!("{value:#}\n"))
+        }
+    }
+
+    /// Prints facts about one thing: for programs as `value`, for people as lines.
+    pub fn facts(&self, value: &impl Serialize, lines: &[(&str, String)]) -> Result<(), CliError> {
+        if self.is_machine() {
+            return self.value(value);
+        }
+        let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        let text = lines
+            .iter()
+            .fold(String::new(), |text, (name, fact)| text + &format!("{name:width$}  {}\n", clean(fact)));
+        self.data(&text)
+    }
+
+    /// Prints a result. It goes to standard output whole, or the command fails.
+    pub fn data(&self, text: &str) -> Result<(), CliError> {
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(text.as_bytes())?;
+        Ok(stdout.flush()?)
+    }
+
+    /// Prints a remark for people: nothing depends on it, so a closed output is no error.
+    pub fn remark(&self, text: impl fmt::Display) {
+        if !self.quiet && !self.is_machine() {
+            let _ = writeln!(io::stdout(), "{text}").and_then(|()| io::stdout().flush());
+        }
+    }
+
+    /// A step that went well.
+    pub fn ok(&self, text: impl fmt::Display) {
+        self.remark(format_args!("{} {text}", self.paint("32", "✔")));
+    }
+
+    /// A step that went not quite well.
+    pub fn warn(&self, text: impl fmt::Display) {
+        self.remark(format_args!("{} {text}", self.paint("33", "!")));
+    }
+
+    /// A step that failed.
+    pub fn fail(&self, text: impl fmt::Display) {
+        self.remark(format_args!("{} {text}", self.paint("31", "✘")));
+    }
+
+    fn paint(&self, sgr: &str, text: &str) -> String {
+        if self.colour { format!("\u{1b}[{sgr}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
+}
+
+/// `text` without what could steer a terminal: control characters (ESC among them) and the marks
+/// that turn the writing direction. Line ends and tabs become spaces.
+pub fn clean(text: &str) -> String {
+    text.chars()
+        .filter_map(|c| match c {
+            '\n' | '\t' => Some(' '),
+            '\u{200e}' | '\u{200f}' | '\u{061c}' => None,
+            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => None,
+            c if c.is_control() => None,
+            c => Some(c),
+        })
+        .collect()
+}
+
+/// Writes JSON as YAML blocks. Strings are written as JSON strings, which YAML 1.2 reads.
+fn yaml(out: &mut String, value: &Value, indent: usize) {
+    let pad = "  ".repeat(indent);
+    match value {
+        Value::Array(items) if !items.is_empty() => {
+            for item in items {
+                let mut block = String::new();
+                yaml(&mut block, item, indent + 1);
+                // The item's own indentation makes room for the dash.
+                let _ = write!(out, "{pad}- {}", block.trim_start());
+            }
+        }
+        Value::Object(fields) if !fields.is_empty() => {
+            for (name, field) in fields {
+                let nested = field.as_array().is_some_and(|a| !a.is_empty())
+                    || field.as_object().is_some_and(|o| !o.is_empty());
+                if nested {
+                    let _ = writeln!(out, "{pad}{}:", key(name));
+                    yaml(out, field, indent + 1);
+                } else {
+                    let _ = writeln!(out, "{pad}{}: {field}", key(name));
+                }
+            }
+        }
+        scalar => {
+            let _ = writeln!(out, "{pad}{scalar}");
+        }
+    }
+}
+
+fn key(name: &str) -> String {
+    let plain = name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+        && !["true", "false", "null", "yes", "no", "on", "off", "y", "n"]
+            .contains(&name.to_ascii_lowercase().as_str());
+    if plain { name.to_owned() } else { Value::from(name).to_string() }
+}
+
+/// `0.4s`, `12s`, `3m`, `2h`, `5d`: ages and lasting times.
+pub fn span(time: std::time::Duration) -> String {
+    let secs = time.as_secs();
+    match secs {
+        0..10 => format!("{:.1}s", time.as_secs_f64()),
+        10..120 => format!("{secs}s"),
+        120..7_200 => format!("{}m", secs / 60),
+        7_200..172_800 => format!("{}h", secs / 3_600),
+        _ => format!("{}d", secs / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn yaml_of_nested_values() {
+        let value = serde_json::json!({
+            "name": "a: b", "n": 1, "none": null, "empty": [],
+            "list": [{"x": 1, "y": ["p", "q"]}, {"x": 2, "y": []}], "on": {"k k": true},
+        });
+        let mut text = String::new();
+        yaml(&mut text, &value, 0);
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn cleaning_keeps_letters_and_drops_commands() {
+        assert_eq!(clean("größe\u{1b}[31m\u{202e}x\r\ny"), "größe[31mx y");
+    }
+
+    #[test]
+    fn spans() {
+        let text = |ms| span(std::time::Duration::from_millis(ms));
+        assert_eq!(text(420), "0.4s");
+        assert_eq!(text(59_900), "59s");
+        assert_eq!(text(3_600_000), "60m");
+        assert_eq!(text(86_400_000), "24h");
+        assert_eq!(text(864_000_000), "10d");
+    }
+}

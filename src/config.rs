@@ -1,0 +1,128 @@
+//! `config.toml`: what an operator may set. Every field has a default, so the file may be absent.
+//! `configs/` holds examples for each kind of node.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use meshwork_proto::ByteSize;
+use meshwork_proto::announcement::{Role, Subnet};
+use serde::{Deserialize, Deserializer, de};
+
+/// The file.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Name of the node. Default: what `init` or `join` was given, else the host's name.
+    pub name: Option<String>,
+    /// What the node does. Default: what it joined as; where `init` ran: manager, and agent when a
+    /// container backend answers.
+    pub roles: Option<BTreeSet<Role>>,
+    /// The UDP socket. Default `[::]:4460`: every address of the machine, both families. Outsiders
+    /// without the pre-shared key get no answer from it.
+    pub listen: SocketAddr,
+    /// Addresses under which others reach the node, where it cannot know them itself (behind a port
+    /// forwarding). Default: none.
+    pub advertise: Vec<SocketAddr>,
+    /// Labels that queries and tokens can ask for (`tags has "lab-a"`). Default: none.
+    pub tags: BTreeSet<String>,
+    /// Region name for queries. Default: none.
+    pub region: Option<String>,
+    /// Place in the subnet tree: 1 to 4 levels of 0–255, like `3.7.2`. Default: none.
+    #[serde(deserialize_with = "from_text")]
+    pub subnet: Option<Subnet>,
+    /// Settings of role `agent`.
+    pub agent: AgentSection,
+}
+
+/// Settings of role `agent`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AgentSection {
+    /// Docker's socket. Default: `DOCKER_HOST`, else `/var/run/docker.sock`. Who can use it is root
+    /// on the machine; only the agent talks to it.
+    pub docker_socket: Option<PathBuf>,
+    /// Hardware threads that kernels are not given. Default 0.
+    pub reserved_cpus: u32,
+    /// Memory that kernels are not given. Default 1GiB.
+    #[serde(deserialize_with = "size")]
+    pub reserved_memory: ByteSize,
+    /// Whether NVIDIA GPUs are looked for. Default true; without a driver none are found.
+    pub nvml: bool,
+    /// A TOML file that describes GPUs that are not there, for trials. Default: none.
+    pub mock_accelerators: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            name: None,
+            roles: None,
+            listen: SocketAddr::from(([0u16; 8], 4460)),
+            advertise: Vec::new(),
+            tags: BTreeSet::new(),
+            region: None,
+            subnet: None,
+            agent: AgentSection::default(),
+        }
+    }
+}
+
+impl Default for AgentSection {
+    fn default() -> Self {
+        Self {
+            docker_socket: None,
+            reserved_cpus: 0,
+            reserved_memory: ByteSize(1 << 30),
+            nvml: true,
+            mock_accelerators: None,
+        }
+    }
+}
+
+fn from_text<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: std::str::FromStr<Err = String>,
+{
+    String::deserialize(deserializer)?.parse().map(Some).map_err(de::Error::custom)
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_files_parse() {
+        let shipped = [
+            include_str!("../configs/single-node.toml"),
+            include_str!("../configs/agent.toml"),
+            include_str!("../configs/manager.toml"),
+        ];
+        let [single, agent, manager] = shipped.map(|text| toml::from_str::<Config>(text).unwrap());
+        assert_eq!(single.roles, Some([Role::Agent, Role::Manager].into()));
+        assert_eq!(agent.roles, Some([Role::Agent].into()));
+        assert_eq!(agent.agent.reserved_memory, ByteSize(2 << 30));
+        assert_eq!(manager.roles, Some([Role::Manager].into()));
+    }
+
+    #[test]
+    fn the_unit_starts_the_binary_and_gives_it_time_to_drain() {
+        let unit = include_str!("../configs/meshwork.service");
+        for line in ["ExecStart=/usr/local/bin/meshwork up", "Restart=on-failure", "KillMode=process"] {
+            assert!(unit.lines().any(|l| l.starts_with(line)), "{line}");
+        }
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default_and_a_typo_is_found() {
+        assert_eq!(toml::from_str::<Config>("").unwrap(), Config::default());
+        for wrong in ["lisen = \"[::]:1\"", "subnet = \"1.2.3.4.5\"", "[agent]\nreserved_memory = \"2 apples\""] {
+            assert!(toml::from_str::<Config>(wrong).is_err(), "{wrong}");
+        }
+    }
+}

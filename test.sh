@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Passes the tests on a fresh Debian or Ubuntu machine with only Rust on it: installs what is
+# missing, starts what is not running, then format, lints, dependency rules and every test.
+set -euo pipefail
+cd "$(dirname "$0")"
+export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
+
+say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+have() { command -v "$1" >/dev/null 2>&1; }
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+apt_install() {
+  have apt-get || { echo "test.sh: $* missing and there is no apt-get here: install them by hand" >&2; exit 1; }
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+}
+
+say "tools"
+missing=()
+{ have cc && have c++; } || missing+=(build-essential)
+{ [ -x /bin/busybox ] || [ -x /usr/bin/busybox ]; } || missing+=(busybox-static)
+have curl || missing+=(curl)
+if [ -z "${MESHWORK_SKIP_DOCKER:-}" ]; then
+  have dockerd || missing+=(docker.io)
+  have iptables || missing+=(iptables)
+fi
+[ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
+cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
+for tool in cargo-machete cargo-deny; do
+  have "$tool" || [ -x "target/tools/bin/$tool" ] \
+    || cargo install --quiet --locked --root target/tools --target-dir target/tools/build "$tool"
+done
+PATH="$PWD/target/tools/bin:$PATH"
+
+# Some image that Docker can run must be at hand; the tests build theirs from these static files.
+if [ -z "${MESHWORK_SKIP_DOCKER:-}" ] && ! docker info >/dev/null 2>&1; then
+  say "docker: no daemon answers, starting a private one"
+  source scripts/private-dockerd.sh
+fi
+
+say "format"
+cargo fmt --all --check
+
+say "dependency rules"
+scripts/check-layers.sh
+cargo machete --skip-target-dir
+cargo deny --log-level error check bans licenses sources
+
+say "lints"
+cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+say "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+
+say "tests"
+if have cargo-nextest; then
+  cargo nextest run --workspace
+else
+  cargo test --workspace --no-fail-fast
+fi
+cargo test --workspace --doc --quiet
+
+say "all passed"
