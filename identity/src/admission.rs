@@ -214,7 +214,7 @@ mod tests {
             scopes: [Scope::Join, Scope::Announce].into(),
             resource: Resource::any(),
             limits: Limits::none(),
-            token_ttl: Duration::from_secs(3600),
+            token_ttl: Duration::from_hours(1),
             uses,
             expires: Timestamp::from_secs(2000),
         }

@@ -19,6 +19,8 @@
 mod error;
 mod handshake;
 mod payload;
+#[cfg(test)]
+mod reference;
 mod resolver;
 mod schedule;
 

@@ -112,10 +112,9 @@ impl FromStr for PathPattern {
 
     fn from_str(text: &str) -> Result<Self, ResourceError> {
         let Some(prefix) = text.strip_suffix('*') else {
-            return match is_plain_path(text) {
-                true => Ok(Self::Exact(text.to_owned())),
-                false => Err(ResourceError::Path),
-            };
+            return is_plain_path(text)
+                .then(|| Self::Exact(text.to_owned()))
+                .ok_or(ResourceError::Path);
         };
         // `a/` and `a.` are right when the path before the last character is.
         let parent = prefix.strip_suffix(['/', '.']);

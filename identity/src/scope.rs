@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Scope {
-    /// Be a member of the mesh.
+    /// Be a member of the mesh; the resource is [`MESH_PATH`](crate::MESH_PATH).
     Join,
-    /// Describe oneself to the mesh.
+    /// Describe oneself to the mesh; the resource is [`MESH_PATH`](crate::MESH_PATH).
     Announce,
     /// Call RPC methods; the resource is `service/method`.
     Call,
@@ -20,7 +20,8 @@ pub enum Scope {
     Subscribe,
     /// Pass a part of this token on, while its depth lasts.
     Delegate,
-    /// Everything above, on what the resource pattern covers, and revoking.
+    /// Everything above, on what the resource pattern covers, and revoking, for which the resource
+    /// is [`MESH_PATH`](crate::MESH_PATH).
     Admin,
 }
 

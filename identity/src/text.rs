@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use data_encoding::{Encoding, Specification};
 use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
 /// RFC 4648 §6 base32 in lower case, without padding. Strict: the unused bits of the last character
 /// must be zero, so that each byte string has exactly one text.
@@ -37,7 +38,9 @@ pub(crate) enum TextError {
 
 /// `prefix` and the base32 of `body ‖ checksum`.
 pub(crate) fn to_text(prefix: &str, body: &[u8]) -> String {
-    let mut bytes = body.to_vec();
+    // A ticket's body is secret: no freed copy of it stays behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(body.len() + CHECKSUM_LEN));
+    bytes.extend_from_slice(body);
     bytes.extend_from_slice(&checksum(prefix, body));
     let mut text = prefix.to_owned();
     BASE32.encode_append(&bytes, &mut text);

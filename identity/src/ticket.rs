@@ -7,7 +7,7 @@ use std::{fmt, net::SocketAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::{
     NodeId, Psk, Timestamp, codec,
@@ -143,7 +143,8 @@ impl fmt::Display for Ticket {
             expires: self.expires,
             role: self.role.clone(),
         };
-        f.write_str(&text::to_text(PREFIX, &codec::encode(&wire)))
+        let bytes = Zeroizing::new(codec::encode(&wire));
+        f.write_str(&text::to_text(PREFIX, &bytes))
     }
 }
 
@@ -158,6 +159,7 @@ impl FromStr for Ticket {
             TextError::Symbol(index) => TicketError::Symbol(index + 1),
             TextError::Checksum => TicketError::Checksum,
         })?;
+        let bytes = Zeroizing::new(bytes);
         let wire: Wire = codec::decode_canonical(&bytes).map_err(|_| TicketError::Malformed)?;
         Ok(Self {
             mesh: wire.mesh,

@@ -41,11 +41,13 @@ impl Timestamp {
     }
 
     /// This time and `duration`, at most [`Timestamp::MAX`].
+    #[must_use]
     pub fn saturating_add(self, duration: Duration) -> Self {
         self.checked_add(duration).unwrap_or(Self::MAX)
     }
 
     /// This time less `duration`, at least the epoch.
+    #[must_use]
     pub fn saturating_sub(self, duration: Duration) -> Self {
         let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self(self.0.saturating_sub(millis))

@@ -422,7 +422,7 @@ fn raw_split(noise: &mut HandshakeState) -> Zeroizing<[u8; 64]> {
     both
 }
 
-/// AES where both prefer it, else ChaCha20 where both have it, else the peer's best that we have:
+/// AES where both prefer it, else the other one where both have it, else the peer's best that we have:
 /// the slower processor decides, because AES without instructions costs it the most.
 fn choose_aead(ours: &[Aead], offered: &[u8]) -> Option<Aead> {
     let offered: Vec<Aead> = offered
@@ -446,3 +446,6 @@ fn choose_protocol(ours: &[Vec<u8>], offered: &[u8]) -> Result<Vec<u8>, Handshak
         .cloned()
         .ok_or(HandshakeError::NoCommonProtocol)
 }
+
+#[cfg(test)]
+mod tests;

@@ -70,7 +70,7 @@ impl fmt::Debug for Secret {
 pub struct PacketSecrets {
     /// The AEAD key; its length is [`Aead::key_len`].
     pub key: Zeroizing<Vec<u8>>,
-    /// XORed with the packet number, it is the nonce (RFC 9001 §5.3).
+    /// Its exclusive or with the packet number is the nonce (RFC 9001 §5.3).
     pub iv: [u8; 12],
 }
 
