@@ -96,7 +96,7 @@ pub struct ExecOrder {
 }
 
 /// How long a signed [`ExecOrder`] may be used, clock tolerance aside.
-pub const EXEC_ORDER_LIFE: Duration = Duration::from_secs(60);
+pub const EXEC_ORDER_LIFE: Duration = Duration::from_mins(1);
 
 /// Runs an [`ExecOrder`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,9 +6,7 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use meshwork_identity::{
-    Domain, Envelope, EnvelopeError, Identity, NodeId, Timestamp, Token,
-};
+use meshwork_identity::{Domain, Envelope, EnvelopeError, Identity, NodeId, Timestamp, Token};
 use serde::{Deserialize, Serialize};
 
 /// What a node does.
@@ -121,7 +119,7 @@ pub struct Software {
     pub container_backend: Option<String>,
     /// CUDA version that the driver supports.
     pub cuda: Option<String>,
-    /// ROCm version.
+    /// `ROCm` version.
     pub rocm: Option<String>,
     /// Meshwork's own version.
     pub meshwork: String,
@@ -129,7 +127,19 @@ pub struct Software {
 
 /// 1 to 4 levels of 0–255, written `3.7.2`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Subnet(pub Vec<u8>);
+#[serde(try_from = "Vec<u8>")]
+pub struct Subnet(Vec<u8>);
+
+impl TryFrom<Vec<u8>> for Subnet {
+    type Error = String;
+
+    fn try_from(levels: Vec<u8>) -> Result<Self, String> {
+        match levels.len() {
+            1..=4 => Ok(Self(levels)),
+            n => Err(format!("a subnet has 1 to 4 levels, not {n}")),
+        }
+    }
+}
 
 impl fmt::Display for Subnet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -145,13 +155,15 @@ impl FromStr for Subnet {
         let levels: Result<Vec<u8>, _> = text.split('.').map(str::parse).collect();
         match levels {
             Ok(levels) if (1..=4).contains(&levels.len()) => Ok(Self(levels)),
-            _ => Err(format!("`{text}` is no subnet: write 1 to 4 levels of 0-255, like 3.7.2")),
+            _ => Err(format!(
+                "`{text}` is no subnet: write 1 to 4 levels of 0-255, like 3.7.2"
+            )),
         }
     }
 }
 
 /// What a node says about itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announcement {
     /// Larger than in every earlier announcement of the node; persisted before it is sent.
     pub version: u64,
@@ -208,12 +220,17 @@ pub struct SignedAnnouncement {
 
 impl SignedAnnouncement {
     /// Signs `body` as `identity`.
-    pub fn sign(identity: &Identity, token: Token, body: &Announcement) -> Self {
-        Self {
-            envelope: Envelope::seal(identity, &Domain::ANNOUNCEMENT, body),
+    pub fn sign(
+        identity: &Identity,
+        token: Token,
+        body: &Announcement,
+    ) -> Result<Self, EnvelopeError> {
+        let envelope = Envelope::seal(identity, &Domain::ANNOUNCEMENT, body)?;
+        Ok(Self {
+            envelope,
             token,
             hops: 0,
-        }
+        })
     }
 
     /// The node that it describes.

@@ -69,34 +69,60 @@ impl KernelSpec {
         if self.image.is_empty() || self.image.len() > MAX_IMAGE {
             return fail(format!("image: a reference has 1 to {MAX_IMAGE} bytes"));
         }
-        if self.image.starts_with('-') || self.image.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            return fail(format!("image: `{}` is no image reference", self.image.escape_debug()));
+        if self.image.starts_with('-')
+            || self
+                .image
+                .chars()
+                .any(|c| c.is_whitespace() || c.is_control())
+        {
+            return fail(format!(
+                "image: `{}` is no image reference",
+                self.image.escape_debug()
+            ));
         }
-        let lists = [self.command.len(), self.env.len(), self.labels.len(), self.mounts.len()];
+        let lists = [
+            self.command.len(),
+            self.env.len(),
+            self.labels.len(),
+            self.mounts.len(),
+        ];
         if lists.into_iter().any(|n| n > MAX_LIST) {
-            return fail(format!("at most {MAX_LIST} arguments, variables, labels or mounts"));
+            return fail(format!(
+                "at most {MAX_LIST} arguments, variables, labels or mounts"
+            ));
         }
         let strings = self.command.iter().chain(self.entrypoint.iter().flatten());
         let pairs = self.env.iter().chain(&self.labels);
         let size: usize = strings.clone().map(String::len).sum::<usize>()
             + pairs.clone().map(|(k, v)| k.len() + v.len()).sum::<usize>();
         if size > MAX_SPEC {
-            return fail(format!("arguments, variables and labels: {size} bytes, at most {MAX_SPEC}"));
+            return fail(format!(
+                "arguments, variables and labels: {size} bytes, at most {MAX_SPEC}"
+            ));
         }
         if strings.chain(self.env.values()).any(|s| s.contains('\0')) {
             return fail("arguments and variables must not contain a zero byte".into());
         }
-        if let Some(key) = self.env.keys().find(|k| k.is_empty() || k.contains(['=', '\0'])) {
+        if let Some(key) = self
+            .env
+            .keys()
+            .find(|k| k.is_empty() || k.contains(['=', '\0']))
+        {
             return fail(format!("env: `{}` is no variable name", key.escape_debug()));
         }
         if let Some(key) = self.labels.keys().find(|k| k.starts_with("ai.meshwork.")) {
-            return fail(format!("labels: `{key}`: names under `ai.meshwork.` are the agent's own"));
+            return fail(format!(
+                "labels: `{key}`: names under `ai.meshwork.` are the agent's own"
+            ));
         }
         for mount in &self.mounts {
             mount.check()?;
         }
         if self.resources.cpu_millis == 0 || self.resources.mem < MIN_MEMORY {
-            return fail(format!("resources: at least 0.001 cpu and {} MiB of memory", MIN_MEMORY >> 20));
+            return fail(format!(
+                "resources: at least 0.001 cpu and {} MiB of memory",
+                MIN_MEMORY >> 20
+            ));
         }
         if self.resources.shm > self.resources.mem {
             return fail("resources: shared memory lies inside `mem` and cannot be larger".into());
@@ -121,7 +147,10 @@ impl Mount {
             && self.target.len() > 1
             && self.target.len() <= 4096
             && !self.target.contains(['\0', ':', ','])
-            && !self.target.split('/').any(|part| part == ".." || part == ".");
+            && !self
+                .target
+                .split('/')
+                .any(|part| part == ".." || part == ".");
         if !clean {
             return fail(format!(
                 "mount: `{}` is no absolute path below / in the container",
@@ -129,7 +158,10 @@ impl Mount {
             ));
         }
         let guarded = ["/proc", "/sys", "/dev"];
-        if guarded.iter().any(|g| self.target == *g || self.target.starts_with(&format!("{g}/"))) {
+        if guarded
+            .iter()
+            .any(|g| self.target == *g || self.target.starts_with(&format!("{g}/")))
+        {
             return fail(format!("mount: `{}` belongs to the system", self.target));
         }
         Ok(())
@@ -141,9 +173,9 @@ pub fn is_name(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= MAX_NAME
         && text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-'))
+        && text.bytes().all(|b| {
+            b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-')
+        })
 }
 
 /// Where a kernel is in its life (design §8).
@@ -268,14 +300,25 @@ mod tests {
     use super::*;
 
     fn spec() -> KernelSpec {
-        KernelSpec { image: "busybox".into(), ..KernelSpec::default() }
+        KernelSpec {
+            image: "busybox".into(),
+            ..KernelSpec::default()
+        }
     }
 
     #[test]
     fn hostile_specs_are_refused() {
         assert!(spec().check().is_ok());
         for image in ["", "-v", "a b", "x\n", &"a".repeat(600)] {
-            assert!(KernelSpec { image: image.into(), ..spec() }.check().is_err(), "{image:?}");
+            assert!(
+                KernelSpec {
+                    image: image.into(),
+                    ..spec()
+                }
+                .check()
+                .is_err(),
+                "{image:?}"
+            );
         }
         for (volume, target) in [
             ("../etc", "/data"),
@@ -288,8 +331,15 @@ mod tests {
             ("code", "/dev"),
             ("code", "/a:b"),
         ] {
-            let mounts = vec![Mount { volume: volume.into(), target: target.into(), read_only: false }];
-            assert!(KernelSpec { mounts, ..spec() }.check().is_err(), "{volume} {target}");
+            let mounts = vec![Mount {
+                volume: volume.into(),
+                target: target.into(),
+                read_only: false,
+            }];
+            assert!(
+                KernelSpec { mounts, ..spec() }.check().is_err(),
+                "{volume} {target}"
+            );
         }
         let env = BTreeMap::from([("A=B".to_owned(), String::new())]);
         assert!(KernelSpec { env, ..spec() }.check().is_err());

@@ -4,9 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use meshwork_identity::{
-    Contact, Limits, NodeId, Revocation, Scopes, Timestamp, Token,
-};
+use meshwork_identity::{Contact, Limits, NodeId, Revocation, Scopes, Timestamp, Token};
 use serde::{Deserialize, Serialize};
 
 use crate::announcement::{Role, SignedAnnouncement};

@@ -204,7 +204,10 @@ impl Status {
 
     /// Whether an idempotent call may be repeated after this status.
     pub fn is_transient(self) -> bool {
-        matches!(self, Self::Timeout | Self::NoRoute | Self::Unavailable | Self::Backpressure)
+        matches!(
+            self,
+            Self::Timeout | Self::NoRoute | Self::Unavailable | Self::Backpressure
+        )
     }
 }
 

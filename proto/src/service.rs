@@ -172,7 +172,11 @@ pub trait Caller: Send + Sync + 'static {
     /// Makes a unary call.
     fn call_raw(&self, to: NodeId, call: RawCall) -> BoxFuture<Result<Bytes, RpcError>>;
     /// Makes a streaming call.
-    fn stream_raw(&self, to: NodeId, call: RawCall) -> BoxFuture<Result<ItemStream<Bytes>, RpcError>>;
+    fn stream_raw(
+        &self,
+        to: NodeId,
+        call: RawCall,
+    ) -> BoxFuture<Result<ItemStream<Bytes>, RpcError>>;
 }
 
 /// Calls a unary method of `to`.
@@ -194,7 +198,9 @@ pub async fn stream<M: Method>(
     options: CallOptions,
 ) -> Result<ItemStream<M::Response>, RpcError> {
     let items = caller.stream_raw(to, raw::<M>(request, options)).await?;
-    Ok(Box::pin(items.map(|item| from_body(Codec::Postcard, &item?))))
+    Ok(Box::pin(
+        items.map(|item| from_body(Codec::Postcard, &item?)),
+    ))
 }
 
 fn raw<M: Method>(request: &M::Request, options: CallOptions) -> RawCall {
@@ -253,7 +259,9 @@ pub struct Router {
 
 impl fmt::Debug for Router {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.methods().map(|m| m.path())).finish()
+        f.debug_list()
+            .entries(self.methods().map(|m| m.path()))
+            .finish()
     }
 }
 
@@ -343,7 +351,10 @@ impl Router {
 
     /// Every served method, by service and name.
     pub fn methods(&self) -> impl Iterator<Item = MethodInfo> + '_ {
-        self.methods.values().flat_map(BTreeMap::values).map(|(info, _)| *info)
+        self.methods
+            .values()
+            .flat_map(BTreeMap::values)
+            .map(|(info, _)| *info)
     }
 
     fn lookup(&self, service: &str, method: &str) -> Result<&(MethodInfo, RawHandler), RpcError> {

@@ -38,7 +38,9 @@ impl SessionSpec {
             .reason("spec"));
         }
         if self.place.as_ref().is_some_and(|q| q.len() > MAX_QUERY) {
-            return Err(RpcError::invalid(format!("where: at most {MAX_QUERY} bytes")).reason("spec"));
+            return Err(
+                RpcError::invalid(format!("where: at most {MAX_QUERY} bytes")).reason("spec"),
+            );
         }
         self.kernel.check()
     }
@@ -139,6 +141,10 @@ pub struct SessionView {
 }
 
 /// What `watch` tells about a session.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "made, sent and dropped; never kept in numbers"
+)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SessionUpdate {
     /// It is this now. The first item is the present state; after one with an exit nothing

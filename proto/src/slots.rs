@@ -37,8 +37,14 @@ impl GpuRequest {
         };
         self.min_vram.is_none_or(|min| vram >= min)
             && self.max_vram.is_none_or(|max| vram <= max)
-            && self.vendor.as_ref().is_none_or(|v| v.eq_ignore_ascii_case(vendor))
-            && self.model.as_ref().is_none_or(|m| squash(model).contains(&squash(m)))
+            && self
+                .vendor
+                .as_ref()
+                .is_none_or(|v| v.eq_ignore_ascii_case(vendor))
+            && self
+                .model
+                .as_ref()
+                .is_none_or(|m| squash(model).contains(&squash(m)))
     }
 }
 
@@ -46,9 +52,14 @@ impl FromStr for GpuRequest {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut request = Self { count: 1, ..Self::default() };
+        let mut request = Self {
+            count: 1,
+            ..Self::default()
+        };
         let fail = |part: &str| {
-            format!("`{part}` in GPU request `{text}` is no count, memory range or model; examples: 1, 40GB.., 24GB..48GB:2, H100:2")
+            format!(
+                "`{part}` in GPU request `{text}` is no count, memory range or model; examples: 1, 40GB.., 24GB..48GB:2, H100:2"
+            )
         };
         let parts: Vec<&str> = text.split(':').map(str::trim).collect();
         let mut counted = false;
@@ -70,7 +81,9 @@ impl FromStr for GpuRequest {
                 if low.is_empty() && high.is_empty() {
                     return Err(fail(part));
                 }
-            } else if part.starts_with(|c: char| c.is_ascii_digit()) && part.parse::<ByteSize>().is_ok() {
+            } else if part.starts_with(|c: char| c.is_ascii_digit())
+                && part.parse::<ByteSize>().is_ok()
+            {
                 let exact = part.parse::<ByteSize>().map_err(|_| fail(part))?.0;
                 (request.min_vram, request.max_vram) = (Some(exact), Some(exact));
             } else if VENDORS.contains(&part.to_ascii_lowercase().as_str()) {
@@ -219,7 +232,11 @@ pub struct Shortage {
 
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: needs {}, {} free", self.slot, self.needed, self.free)
+        write!(
+            f,
+            "{}: needs {}, {} free",
+            self.slot, self.needed, self.free
+        )
     }
 }
 
@@ -279,11 +296,22 @@ mod tests {
 
     #[test]
     fn gpu_requests_read_and_print() {
-        for text in ["1", "2", "40GB..:1", "24GB..48GB:2", "H100:2", "nvidia:A100:40GB..:2", "..24GB:1"] {
+        for text in [
+            "1",
+            "2",
+            "40GB..:1",
+            "24GB..48GB:2",
+            "H100:2",
+            "nvidia:A100:40GB..:2",
+            "..24GB:1",
+        ] {
             assert_eq!(text.parse::<GpuRequest>().unwrap().to_string(), text);
         }
         assert_eq!("40GB..".parse::<GpuRequest>().unwrap().count, 1);
-        assert_eq!("80GB".parse::<GpuRequest>().unwrap().max_vram, Some(80_000_000_000));
+        assert_eq!(
+            "80GB".parse::<GpuRequest>().unwrap().max_vram,
+            Some(80_000_000_000)
+        );
         for text in ["", "0", "..", "1:1", "48GB..24GB", "H100:A100", "4XB.."] {
             assert!(text.parse::<GpuRequest>().is_err(), "{text}");
         }

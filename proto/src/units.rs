@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 /// A number of bytes. Parses `B`, decimal `kB…PB` and binary `KiB…PiB` (letter case is ignored);
 /// a bare number is bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct ByteSize(pub u64);
 
 /// Text that is no amount of memory.
@@ -113,7 +115,17 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
         }
-        for text in ["", "GB", "-1GB", "1.GB", ".5GB", "1..2GB", "4XB", "99999999PB", "1e3"] {
+        for text in [
+            "",
+            "GB",
+            "-1GB",
+            "1.GB",
+            ".5GB",
+            "1..2GB",
+            "4XB",
+            "99999999PB",
+            "1e3",
+        ] {
             assert!(text.parse::<ByteSize>().is_err(), "{text}");
         }
     }

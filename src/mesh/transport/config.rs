@@ -52,6 +52,9 @@ pub struct TransportConfig {
     pub entropy: Arc<dyn Entropy>,
     /// Default: [`Provider::Noise`].
     pub provider: Provider,
+    /// The version of the protocol to speak. Default: [`VERSION`]. Tests of upgrades set another one
+    /// with the same upper half; nodes of different versions refuse each other.
+    pub version: u32,
     /// Whether only holders of a PSK can read and write Initial packets. Default: true. Without it,
     /// strangers learn that a node is here, and make it answer; in return a wrong PSK gets a clear
     /// error instead of silence. All nodes of a mesh must agree.
@@ -70,6 +73,9 @@ pub struct TransportConfig {
     /// Largest UDP payload that path MTU discovery tries, and that we accept, in bytes. Default:
     /// 1,452; from [`MIN_MTU`] to [`MAX_MTU`]. The endpoint's receive buffer grows with it.
     pub mtu_upper_bound: u16,
+    /// Bytes that the kernel buffers for the socket, each way. Default: 1 MiB, for fewer losses in
+    /// bursts; the system may grant less. Only for [`Endpoint::bind_udp`](super::Endpoint::bind_udp).
+    pub socket_buffer: usize,
     /// Round-trip time assumed before the first sample. Default: 100 ms, which triples the speed of
     /// recovery from a lost first packet against RFC 9002's 333 ms.
     pub initial_rtt: Duration,
@@ -115,12 +121,14 @@ impl TransportConfig {
             psks,
             entropy: Arc::new(SystemEntropy),
             provider: Provider::Noise,
+            version: VERSION,
             keyed_initials: true,
             authorize: Arc::new(|_| true),
-            idle_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_mins(1),
             handshake_timeout: Duration::from_secs(10),
             keep_alive: None,
             mtu_upper_bound: 1452,
+            socket_buffer: 1 << 20,
             initial_rtt: Duration::from_millis(100),
             max_bidi_streams: 256,
             max_uni_streams: 64,
@@ -151,9 +159,14 @@ impl TransportConfig {
         let provider: Arc<dyn CryptoProvider> = match &initial {
             Some(initial) => {
                 let handshake = self.handshake();
-                Arc::new(NoiseProvider::new(handshake, initial.clone(), counters.clone()))
+                Arc::new(NoiseProvider::new(
+                    self.version,
+                    handshake,
+                    initial.clone(),
+                    counters.clone(),
+                ))
             }
-            None => Arc::new(NullProvider::new(self.identity.node_id())),
+            None => Arc::new(NullProvider::new(self.identity.node_id(), self.version)),
         };
         let transport = Arc::new(self.transport()?);
         let mut server =
@@ -180,7 +193,8 @@ impl TransportConfig {
 
     fn handshake(&self) -> HandshakeConfig {
         let (psks, entropy) = (self.psks.clone(), self.entropy.clone());
-        let mut config = HandshakeConfig::new(&self.identity, &self.mesh, VERSION, psks, entropy);
+        let mut config =
+            HandshakeConfig::new(&self.identity, &self.mesh, self.version, psks, entropy);
         config.aeads = fastest_first();
         config.authorize = self.authorize.clone();
         config
@@ -196,7 +210,7 @@ impl TransportConfig {
             .cid_generator(move || {
                 Box::new(MarkedIds::new(&id_key, entropy.clone(), counters.clone()))
             })
-            .supported_versions(vec![VERSION])
+            .supported_versions(vec![self.version])
             .grease_quic_bit(false)
             .rng_seed(Some(self.chance()))
             .max_udp_payload_size(self.mtu_upper_bound)

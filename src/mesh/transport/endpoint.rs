@@ -11,12 +11,14 @@ use std::{
 };
 
 use meshwork_identity::{NodeId, noise::Entropy};
-use quinn::{AsyncUdpSocket, Connecting, Connection, ConnectionId, Runtime, TokioRuntime, VarInt};
+use quinn::{
+    AsyncUdpSocket, Connecting, Connection, ConnectionId, NoneTokenStore, Runtime, TokioRuntime,
+    VarInt, udp::UdpSocketState,
+};
 use tokio::time::timeout;
 use tracing::debug;
 
 use super::{
-    VERSION,
     config::TransportConfig,
     error::{AcceptError, BindError, ConnectError},
     provider::{CryptoProvider, Outcome},
@@ -36,11 +38,10 @@ pub struct Endpoint {
 }
 
 struct Shared {
+    version: u32,
     transport: Arc<quinn::TransportConfig>,
     provider: Arc<dyn CryptoProvider>,
     entropy: Arc<dyn Entropy>,
-    /// One memory of address tokens for all dials.
-    tokens: Arc<quinn::TokenMemoryCache>,
     counters: Arc<Counters>,
     handshake_timeout: Duration,
     max_incoming: usize,
@@ -57,7 +58,8 @@ impl Endpoint {
         socket: Arc<dyn AsyncUdpSocket>,
     ) -> Result<Self, BindError> {
         let parts = config.build()?;
-        let socket = ScreenedSocket::new(socket, parts.screen, parts.counters.clone());
+        let socket =
+            ScreenedSocket::new(socket, config.version, parts.screen, parts.counters.clone());
         let quic = quinn::Endpoint::new_with_abstract_socket(
             parts.endpoint,
             Some(parts.server),
@@ -66,23 +68,34 @@ impl Endpoint {
         )
         .map_err(BindError::Endpoint)?;
         let shared = Shared {
+            version: config.version,
             transport: parts.transport,
             provider: parts.provider,
             entropy: config.entropy.clone(),
-            tokens: Arc::default(),
             counters: parts.counters,
             handshake_timeout: config.handshake_timeout,
             max_incoming: config.max_incoming,
             retry_threshold: config.retry_threshold,
             pending: Arc::default(),
         };
-        Ok(Self { quic, shared: Arc::new(shared) })
+        Ok(Self {
+            quic,
+            shared: Arc::new(shared),
+        })
     }
 
     /// Opens a UDP socket at `addr` (port 0: any free one). Must be called within a tokio runtime.
     pub fn bind_udp(config: &TransportConfig, addr: SocketAddr) -> Result<Self, BindError> {
         let failed = |source| BindError::Socket { addr, source };
         let socket = std::net::UdpSocket::bind(addr).map_err(failed)?;
+        let options = UdpSocketState::new((&socket).into()).map_err(failed)?;
+        for result in [
+            options.set_send_buffer_size((&socket).into(), config.socket_buffer),
+            options.set_recv_buffer_size((&socket).into(), config.socket_buffer),
+        ] {
+            // Smaller buffers cost speed, not function.
+            let _ = result.inspect_err(|error| debug!(%error, "socket buffer stays as it is"));
+        }
         let runtime = Arc::new(TokioRuntime);
         let socket = runtime.wrap_udp_socket(socket).map_err(failed)?;
         Self::bind(config, runtime, socket)
@@ -103,7 +116,6 @@ impl Endpoint {
         expected: Option<NodeId>,
     ) -> Result<Connection, ConnectError> {
         let outcome = Arc::<Outcome>::default();
-        // quinn keeps address tokens by this name.
         let name = expected.map_or_else(|| format!("bootstrap {addr}"), |node| node.to_string());
         let connecting = self
             .quic
@@ -117,14 +129,11 @@ impl Endpoint {
                 Ok(connection)
             }
             Ok(Err(quic)) => {
-                let own = outcome.take();
-                if own.is_none() {
-                    Counters::add(&counters.handshakes_unfinished);
-                }
-                Err(ConnectError::new(addr, after, own, quic))
+                Counters::add(&counters.handshakes_failed);
+                Err(ConnectError::new(addr, after, outcome.take(), quic))
             }
             Err(_) => {
-                Counters::add(&counters.handshakes_unfinished);
+                Counters::add(&counters.handshakes_failed);
                 Err(ConnectError::Timeout { addr, after })
             }
         }
@@ -135,11 +144,12 @@ impl Endpoint {
         let entropy = self.shared.entropy.clone();
         config
             .transport_config(self.shared.transport.clone())
-            .token_store(self.shared.tokens.clone())
+            // Our listeners hand out no tokens for later.
+            .token_store(Arc::new(NoneTokenStore))
             .initial_dst_cid_provider(Arc::new(move || {
                 ConnectionId::new(&random::array::<FIRST_ID_LEN>(&*entropy))
             }))
-            .version(VERSION);
+            .version(self.shared.version);
         config
     }
 
@@ -169,12 +179,15 @@ impl Endpoint {
         let addr = attempt.remote_address();
         let pending = Pending::new(self.shared.pending.clone());
         match attempt.accept() {
-            Ok(connecting) => {
-                Some(Incoming { connecting, addr, pending, shared: self.shared.clone() })
-            }
+            Ok(connecting) => Some(Incoming {
+                connecting,
+                addr,
+                pending,
+                shared: self.shared.clone(),
+            }),
             Err(error) => {
                 debug!(%addr, %error, "attempt failed at its first packet");
-                Counters::add(&self.shared.counters.handshakes_unfinished);
+                Counters::add(&self.shared.counters.handshakes_failed);
                 None
             }
         }
@@ -185,7 +198,7 @@ impl Endpoint {
         self.quic.local_addr()
     }
 
-    /// Moves to another socket; connections migrate to it.
+    /// Connections that exist now, those in their handshake or being drained included.
     pub fn open_connections(&self) -> usize {
         self.quic.open_connections()
     }
@@ -209,7 +222,9 @@ impl Endpoint {
 
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Endpoint").field("addr", &self.local_addr().ok()).finish_non_exhaustive()
+        f.debug_struct("Endpoint")
+            .field("addr", &self.local_addr().ok())
+            .finish_non_exhaustive()
     }
 }
 
@@ -229,7 +244,12 @@ impl Incoming {
 
     /// Waits for the handshake. The peer of the connection is proven and authorized.
     pub async fn complete(self) -> Result<Connection, AcceptError> {
-        let Self { connecting, addr, pending, shared } = self;
+        let Self {
+            connecting,
+            addr,
+            pending,
+            shared,
+        } = self;
         let after = shared.handshake_timeout;
         let result = match timeout(after, connecting).await {
             Ok(Ok(connection)) => Ok(connection),
@@ -239,7 +259,7 @@ impl Incoming {
         drop(pending);
         Counters::add(match result {
             Ok(_) => &shared.counters.handshakes_completed,
-            Err(_) => &shared.counters.handshakes_unfinished,
+            Err(_) => &shared.counters.handshakes_failed,
         });
         result
     }
@@ -247,7 +267,9 @@ impl Incoming {
 
 impl fmt::Debug for Incoming {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Incoming").field("addr", &self.addr).finish_non_exhaustive()
+        f.debug_struct("Incoming")
+            .field("addr", &self.addr)
+            .finish_non_exhaustive()
     }
 }
 

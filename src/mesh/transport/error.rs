@@ -63,8 +63,10 @@ pub enum ConnectError {
     VersionMismatch,
     /// The node reads our packets but not our first message: its Initial packets are not keyed, and
     /// its PSK or mesh is another one.
-    #[error("the node does not know our pre-shared key: it belongs to another mesh, or its key was \
-             rotated; join again with a new ticket")]
+    #[error(
+        "the node does not know our pre-shared key: it belongs to another mesh, or its key was \
+             rotated; join again with a new ticket"
+    )]
     WrongPsk,
     /// The node claims an id that is not its own.
     #[error("the node at {addr} claims an identity that is not its own: do not trust this address")]
@@ -156,17 +158,15 @@ impl ConnectError {
         match quic {
             ConnectionError::TimedOut => Self::Timeout { addr, after },
             ConnectionError::VersionMismatch => Self::VersionMismatch,
-            ConnectionError::ConnectionClosed(ref close) => {
-                match u64::from(close.error_code) {
-                    code if code == CRYPTO_ERROR + 115 => Self::WrongPsk,
-                    code if code == CRYPTO_ERROR + 49 => Self::NotAuthorized,
-                    code if code == CRYPTO_ERROR + 120 || code == CRYPTO_ERROR + 40 => {
-                        Self::NothingInCommon
-                    }
-                    CONNECTION_REFUSED => Self::Busy,
-                    _ => Self::Connection { addr, source: quic },
+            ConnectionError::ConnectionClosed(ref close) => match u64::from(close.error_code) {
+                code if code == CRYPTO_ERROR + 115 => Self::WrongPsk,
+                code if code == CRYPTO_ERROR + 49 => Self::NotAuthorized,
+                code if code == CRYPTO_ERROR + 120 || code == CRYPTO_ERROR + 40 => {
+                    Self::NothingInCommon
                 }
-            }
+                CONNECTION_REFUSED => Self::Busy,
+                _ => Self::Connection { addr, source: quic },
+            },
             source => Self::Connection { addr, source },
         }
     }

@@ -43,11 +43,17 @@ pub(super) struct InitialKeys {
 impl InitialKeys {
     pub(super) fn new(psks: &PskSet, keyed: bool, counters: Arc<Counters>) -> Self {
         let salts = if keyed {
-            psks.accepted().map(|psk| InitialSalt::keyed(psk.as_bytes())).collect()
+            psks.accepted()
+                .map(|psk| InitialSalt::keyed(psk.as_bytes()))
+                .collect()
         } else {
             vec![InitialSalt::open()]
         };
-        Self { salts, previous: Mutex::default(), counters }
+        Self {
+            salts,
+            previous: Mutex::default(),
+            counters,
+        }
     }
 
     /// The salt that we dial with.
@@ -58,23 +64,42 @@ impl InitialKeys {
     /// The salt that opened the attempt with this first connection id.
     pub(super) fn of_attempt(&self, id: &ConnectionId) -> &InitialSalt {
         let previous = self.previous.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = previous.iter().find(|(known, _)| known == id).map_or(0, |(_, index)| *index);
+        let index = previous
+            .iter()
+            .find(|(known, _)| known == id)
+            .map_or(0, |(_, index)| *index);
         &self.salts[index]
     }
 
     /// Keys of the listener for the attempt with this first connection id.
     pub(super) fn for_attempt(&self, id: &ConnectionId) -> Keys {
-        keys(&self.of_attempt(id).secrets(id), Side::Server, &self.counters)
+        keys(
+            &self.of_attempt(id).secrets(id),
+            Side::Server,
+            &self.counters,
+        )
     }
 
     /// Keys for a first packet that is still unscreened.
     pub(super) fn screening(self: &Arc<Self>, id: ConnectionId) -> Keys {
-        let screen =
-            Arc::new(Screen { initial: self.clone(), id, accepted: OnceLock::new() });
-        let half = |local| Half { screen: screen.clone(), local };
+        let screen = Arc::new(Screen {
+            initial: self.clone(),
+            id,
+            accepted: OnceLock::new(),
+        });
+        let half = |local| Half {
+            screen: screen.clone(),
+            local,
+        };
         Keys {
-            header: KeyPair { local: Box::new(half(true)), remote: Box::new(half(false)) },
-            packet: KeyPair { local: Box::new(half(true)), remote: Box::new(half(false)) },
+            header: KeyPair {
+                local: Box::new(half(true)),
+                remote: Box::new(half(false)),
+            },
+            packet: KeyPair {
+                local: Box::new(half(true)),
+                remote: Box::new(half(false)),
+            },
         }
     }
 
@@ -93,7 +118,9 @@ impl InitialKeys {
             let header_len = pn_offset + packet_number_len(copy[0]);
             let (header, payload) = copy.split_at_mut(header_len);
             // The packet number of a first packet is what its bytes say (RFC 9000 §A.3).
-            let number = header[pn_offset..].iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
+            let number = header[pn_offset..]
+                .iter()
+                .fold(0, |n, byte| n << 8 | u64::from(*byte));
             let packets = Packets::new(secrets.aead, &secrets.initiator, &self.counters);
             packets.open(number, header, payload)?;
             packet[..header_len].copy_from_slice(header);
@@ -123,22 +150,23 @@ struct Screen {
 
 impl Screen {
     fn examine(&self, pn_offset: usize, packet: &mut [u8]) {
-        match self.initial.find(&self.id, pn_offset, packet) {
-            Some((index, secrets)) => {
-                self.initial.remember(self.id, index);
-                let keys = keys(&secrets, Side::Server, &self.initial.counters);
-                // A second examination finds the same keys.
-                let _ = self.accepted.set(keys);
-            }
-            None => {
-                Counters::add(&self.initial.counters.unknown_initials);
-                packet[0] |= RESERVED_BITS;
-            }
-        }
+        let Some((index, secrets)) = self.initial.find(&self.id, pn_offset, packet) else {
+            Counters::add(&self.initial.counters.unknown_initials);
+            packet[0] |= RESERVED_BITS;
+            return;
+        };
+        self.initial.remember(self.id, index);
+        // A second examination would find the same keys.
+        let _ = self
+            .accepted
+            .set(keys(&secrets, Side::Server, &self.initial.counters));
     }
 
+    /// quinn uses no key before it has removed the header protection. Should it ever, the keys of the
+    /// current PSK are a safe answer, and a panic at a stranger's packet is none.
     fn keys(&self) -> &Keys {
-        self.accepted.get().expect("quinn removes the header protection first")
+        self.accepted
+            .get_or_init(|| self.initial.for_attempt(&self.id))
     }
 }
 
@@ -151,12 +179,20 @@ struct Half {
 impl Half {
     fn header(&self) -> &dyn HeaderKey {
         let pair = &self.screen.keys().header;
-        if self.local { &*pair.local } else { &*pair.remote }
+        if self.local {
+            &*pair.local
+        } else {
+            &*pair.remote
+        }
     }
 
     fn packet(&self) -> &dyn PacketKey {
         let pair = &self.screen.keys().packet;
-        if self.local { &*pair.local } else { &*pair.remote }
+        if self.local {
+            &*pair.local
+        } else {
+            &*pair.remote
+        }
     }
 }
 

@@ -18,10 +18,7 @@ use quinn_proto::{
     Side, TransportError, TransportErrorCode, transport_parameters::TransportParameters,
 };
 
-use super::{
-    VERSION,
-    provider::{CryptoProvider, Outcome},
-};
+use super::provider::{CryptoProvider, Outcome};
 
 const ID_LEN: usize = 32;
 const MAX_FRAME: usize = 4096;
@@ -29,11 +26,12 @@ const MAX_FRAME: usize = 4096;
 /// Protects nothing.
 pub(super) struct NullProvider {
     identity: NodeId,
+    version: u32,
 }
 
 impl NullProvider {
-    pub(super) fn new(identity: NodeId) -> Self {
-        Self { identity }
+    pub(super) fn new(identity: NodeId, version: u32) -> Self {
+        Self { identity, version }
     }
 }
 
@@ -43,16 +41,26 @@ impl CryptoProvider for NullProvider {
         expected: Option<NodeId>,
         outcome: Arc<Outcome>,
     ) -> Arc<dyn crypto::ClientConfig> {
-        Arc::new(Dialler { identity: self.identity, expected, outcome })
+        let (identity, version) = (self.identity, self.version);
+        Arc::new(Dialler {
+            identity,
+            version,
+            expected,
+            outcome,
+        })
     }
 
     fn listener(&self) -> Arc<dyn crypto::ServerConfig> {
-        Arc::new(Listener(self.identity))
+        Arc::new(Listener {
+            identity: self.identity,
+            version: self.version,
+        })
     }
 }
 
 struct Dialler {
     identity: NodeId,
+    version: u32,
     expected: Option<NodeId>,
     outcome: Arc<Outcome>,
 }
@@ -64,21 +72,28 @@ impl crypto::ClientConfig for Dialler {
         _server_name: &str,
         params: &TransportParameters,
     ) -> Result<Box<dyn crypto::Session>, ConnectError> {
-        if version != VERSION {
+        if version != self.version {
             return Err(ConnectError::UnsupportedVersion);
         }
         let mut session = Session::new(Side::Client, self.identity, params);
-        session.push(session.hello.clone(), false);
+        session.push_hello(false);
         session.dialler = Some(self);
         Ok(Box::new(session))
     }
 }
 
-struct Listener(NodeId);
+struct Listener {
+    identity: NodeId,
+    version: u32,
+}
 
 impl crypto::ServerConfig for Listener {
     fn initial_keys(&self, version: u32, _: &ConnectionId) -> Result<Keys, UnsupportedVersion> {
-        if version == VERSION { Ok(no_keys()) } else { Err(UnsupportedVersion) }
+        if version == self.version {
+            Ok(no_keys())
+        } else {
+            Err(UnsupportedVersion)
+        }
     }
 
     fn retry_tag(&self, _: u32, _: &ConnectionId, _: &[u8]) -> [u8; 16] {
@@ -90,7 +105,7 @@ impl crypto::ServerConfig for Listener {
         _version: u32,
         params: &TransportParameters,
     ) -> Box<dyn crypto::Session> {
-        Box::new(Session::new(Side::Server, self.0, params))
+        Box::new(Session::new(Side::Server, self.identity, params))
     }
 }
 
@@ -132,9 +147,10 @@ impl Session {
         }
     }
 
-    fn push(&mut self, message: Vec<u8>, keys: bool) {
-        let length = u16::try_from(message.len()).expect("transport parameters are short");
-        self.output.push_back(([&length.to_be_bytes()[..], &message].concat(), keys));
+    fn push_hello(&mut self, keys: bool) {
+        let length = u16::try_from(self.hello.len()).expect("transport parameters are short");
+        self.output
+            .push_back(([&length.to_be_bytes()[..], &self.hello].concat(), keys));
     }
 
     fn read(&mut self, buf: &[u8]) -> Result<bool, HandshakeError> {
@@ -152,7 +168,11 @@ impl Session {
         match self.state {
             State::Hello => self.read_hello(&message).map(|()| true),
             State::Confirm | State::Nothing => {
-                let answer = if self.side.is_client() { vec![0, 0] } else { Vec::new() };
+                let answer = if self.side.is_client() {
+                    vec![0, 0]
+                } else {
+                    Vec::new()
+                };
                 self.output.push_back((answer, true));
                 self.state = State::Nothing;
                 Ok(false)
@@ -174,7 +194,7 @@ impl Session {
         if self.side.is_client() {
             self.output.push_back((Vec::new(), true));
         } else {
-            self.push(self.hello.clone(), true);
+            self.push_hello(true);
             self.output.push_back((vec![0, 0], false));
         }
         self.state = State::Confirm;
@@ -213,7 +233,11 @@ impl crypto::Session for Session {
             if let Some(dialler) = &self.dialler {
                 dialler.outcome.set(error);
             }
-            TransportError { code, frame: None, reason: String::new() }
+            TransportError {
+                code,
+                frame: None,
+                reason: String::new(),
+            }
         })
     }
 
@@ -221,7 +245,10 @@ impl crypto::Session for Session {
         if self.peer.is_none() {
             return Ok(None);
         }
-        Ok(Some(TransportParameters::read(self.side, &mut &self.peer_params[..])?))
+        Ok(Some(TransportParameters::read(
+            self.side,
+            &mut &self.peer_params[..],
+        )?))
     }
 
     fn write_handshake(&mut self, buf: &mut Vec<u8>) -> Option<Keys> {
@@ -250,8 +277,14 @@ impl crypto::Session for Session {
 
 fn no_keys() -> Keys {
     Keys {
-        header: KeyPair { local: Box::new(NoKey), remote: Box::new(NoKey) },
-        packet: KeyPair { local: Box::new(NoKey), remote: Box::new(NoKey) },
+        header: KeyPair {
+            local: Box::new(NoKey),
+            remote: Box::new(NoKey),
+        },
+        packet: KeyPair {
+            local: Box::new(NoKey),
+            remote: Box::new(NoKey),
+        },
     }
 }
 

@@ -31,7 +31,12 @@ impl Packets {
             Aead::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
         };
         let key = UnboundKey::new(algorithm, &secrets.key).expect("the length is the cipher's");
-        Self { key: LessSafeKey::new(key), iv: secrets.iv, aead, counters: counters.clone() }
+        Self {
+            key: LessSafeKey::new(key),
+            iv: secrets.iv,
+            aead,
+            counters: counters.clone(),
+        }
     }
 
     fn nonce(&self, packet: u64) -> Nonce {
@@ -49,7 +54,9 @@ impl Packets {
         header: &[u8],
         payload: &'p mut [u8],
     ) -> Option<&'p mut [u8]> {
-        self.key.open_in_place(self.nonce(packet), Aad::from(header), payload).ok()
+        self.key
+            .open_in_place(self.nonce(packet), Aad::from(header), payload)
+            .ok()
     }
 }
 
@@ -70,16 +77,12 @@ impl PacketKey for Packets {
         header: &[u8],
         payload: &mut BytesMut,
     ) -> Result<(), CryptoError> {
-        match self.open(packet, header, payload).map(|plain| plain.len()) {
-            Some(length) => {
-                payload.truncate(length);
-                Ok(())
-            }
-            None => {
-                Counters::add(&self.counters.forged_packets);
-                Err(CryptoError)
-            }
-        }
+        let Some(length) = self.open(packet, header, payload).map(|plain| plain.len()) else {
+            Counters::add(&self.counters.forged_packets);
+            return Err(CryptoError);
+        };
+        payload.truncate(length);
+        Ok(())
     }
 
     fn tag_len(&self) -> usize {
@@ -121,7 +124,9 @@ impl Headers {
     fn mask(&self, pn_offset: usize, packet: &[u8]) -> [u8; 5] {
         let start = pn_offset + LONGEST_PACKET_NUMBER;
         let sample = &packet[start..start + SAMPLE_LEN];
-        self.0.new_mask(sample).expect("the sample has the right length")
+        self.0
+            .new_mask(sample)
+            .expect("the sample has the right length")
     }
 }
 
@@ -230,7 +235,11 @@ mod tests {
                 result.is_ok().then(|| [header, payload.to_vec()].concat())
             };
             assert_eq!(open(&server, packet.clone()).unwrap(), plain[..48]);
-            assert_eq!(open(&client, packet.clone()), None, "directions have separate keys");
+            assert_eq!(
+                open(&client, packet.clone()),
+                None,
+                "directions have separate keys"
+            );
             for bit in 0..packet.len() * 8 {
                 let mut altered = packet.clone();
                 altered[bit / 8] ^= 1 << (bit % 8);

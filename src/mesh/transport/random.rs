@@ -39,6 +39,8 @@ pub(super) fn array<const N: usize>(entropy: &dyn Entropy) -> [u8; N] {
 
 const ID_CHANCE: usize = 4;
 const ID_MARK: usize = 4;
+/// Length of the connection ids that we issue.
+pub(super) const ID_LEN: usize = ID_CHANCE + ID_MARK;
 
 /// Makes connection ids of 4 random bytes and a 4-byte mark that only this node can compute.
 ///
@@ -53,7 +55,11 @@ pub(super) struct MarkedIds {
 
 impl MarkedIds {
     pub(super) fn new(key: &[u8; 32], entropy: Arc<dyn Entropy>, counters: Arc<Counters>) -> Self {
-        Self { key: hmac::Key::new(hmac::HMAC_SHA256, key), entropy, counters }
+        Self {
+            key: hmac::Key::new(hmac::HMAC_SHA256, key),
+            entropy,
+            counters,
+        }
     }
 
     fn mark(&self, chance: &[u8]) -> [u8; ID_MARK] {
@@ -65,7 +71,7 @@ impl MarkedIds {
 
 impl ConnectionIdGenerator for MarkedIds {
     fn generate_cid(&mut self) -> ConnectionId {
-        let mut id = [0; ID_CHANCE + ID_MARK];
+        let mut id = [0; ID_LEN];
         self.entropy.fill(&mut id[..ID_CHANCE]);
         let mark = self.mark(&id[..ID_CHANCE]);
         id[ID_CHANCE..].copy_from_slice(&mark);
@@ -82,7 +88,7 @@ impl ConnectionIdGenerator for MarkedIds {
     }
 
     fn cid_len(&self) -> usize {
-        ID_CHANCE + ID_MARK
+        ID_LEN
     }
 
     fn cid_lifetime(&self) -> Option<Duration> {
@@ -200,8 +206,20 @@ mod tests {
         let key = TokenKey::new(&[1; 32]);
         let mut sealed = b"token".to_vec();
         key.aead_from_hkdf(b"a").seal(&mut sealed, b"").unwrap();
-        assert!(key.aead_from_hkdf(b"b").open(&mut sealed.clone(), b"").is_err());
-        assert!(TokenKey::new(&[2; 32]).aead_from_hkdf(b"a").open(&mut sealed.clone(), b"").is_err());
-        assert_eq!(key.aead_from_hkdf(b"a").open(&mut sealed, b"").unwrap(), b"token");
+        assert!(
+            key.aead_from_hkdf(b"b")
+                .open(&mut sealed.clone(), b"")
+                .is_err()
+        );
+        assert!(
+            TokenKey::new(&[2; 32])
+                .aead_from_hkdf(b"a")
+                .open(&mut sealed.clone(), b"")
+                .is_err()
+        );
+        assert_eq!(
+            key.aead_from_hkdf(b"a").open(&mut sealed, b"").unwrap(),
+            b"token"
+        );
     }
 }

@@ -18,7 +18,10 @@ use quinn::{
     udp::{RecvMeta, Transmit},
 };
 
-use super::{VERSION, initial::InitialKeys, initial::MIN_FIRST_ID_LEN, packet::SAMPLE_LEN, stats::Counters};
+use super::{
+    initial::InitialKeys, initial::MIN_FIRST_ID_LEN, packet::SAMPLE_LEN, random::ID_LEN,
+    stats::Counters,
+};
 
 /// The upper half of all version numbers of our protocol.
 const FAMILY: u32 = 0x4d57;
@@ -30,12 +33,13 @@ const LONG_HEADER: u8 = 0x80;
 const FIXED_BIT: u8 = 0x40;
 /// Long packets with these bits clear are Initial ones.
 const TYPE_BITS: u8 = 0x30;
-/// First byte, our connection ids, packet number, sample: nothing shorter is a packet.
-const SHORTEST: usize = 1 + 8 + 4 + SAMPLE_LEN;
+/// First byte and our connection ids: nothing shorter is a packet.
+const SHORTEST: usize = 1 + ID_LEN;
 
 /// The screening socket.
 pub(super) struct ScreenedSocket {
     inner: Arc<dyn AsyncUdpSocket>,
+    version: u32,
     /// `None`: nobody is recognized, which leaves the answer to everyone in the version family.
     initial: Option<Arc<InitialKeys>>,
     counters: Arc<Counters>,
@@ -44,10 +48,16 @@ pub(super) struct ScreenedSocket {
 impl ScreenedSocket {
     pub(super) fn new(
         inner: Arc<dyn AsyncUdpSocket>,
+        version: u32,
         initial: Option<Arc<InitialKeys>>,
         counters: Arc<Counters>,
     ) -> Self {
-        Self { inner, initial, counters }
+        Self {
+            inner,
+            version,
+            initial,
+            counters,
+        }
     }
 
     /// Makes quinn drop a foreign datagram by clearing the fixed bit; buffers cannot shrink here.
@@ -78,7 +88,7 @@ impl ScreenedSocket {
         if datagram[0] & FIXED_BIT == 0 {
             return false;
         }
-        if version == VERSION {
+        if version == self.version {
             return true;
         }
         let member = version >> 16 == FAMILY && self.is_members_initial(datagram);
@@ -95,7 +105,9 @@ impl ScreenedSocket {
         let Some((id, pn_offset, length)) = parse_initial(datagram) else {
             return false;
         };
-        initial.find(id, pn_offset, &mut datagram[..length].to_vec()).is_some()
+        initial
+            .find(id, pn_offset, &mut datagram[..length].to_vec())
+            .is_some()
     }
 }
 
@@ -127,7 +139,9 @@ fn take_varint(bytes: &[u8]) -> Option<(usize, &[u8])> {
     let length = 1 << (bytes.first()? >> 6);
     let (number, rest) = bytes.split_at_checked(length)?;
     let first = u64::from(number[0] & 0x3f);
-    let value = number[1..].iter().fold(first, |n, byte| n << 8 | u64::from(*byte));
+    let value = number[1..]
+        .iter()
+        .fold(first, |n, byte| n << 8 | u64::from(*byte));
     Some((usize::try_from(value).ok()?, rest))
 }
 
@@ -174,7 +188,9 @@ impl AsyncUdpSocket for ScreenedSocket {
 
 impl fmt::Debug for ScreenedSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ScreenedSocket").field("inner", &self.inner).finish_non_exhaustive()
+        f.debug_struct("ScreenedSocket")
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
     }
 }
 
@@ -185,12 +201,17 @@ mod tests {
 
     #[test]
     fn an_initial_packet_is_taken_apart() {
-        let mut packet = vec![0xc0, 0x4d, 0x57, 0, 9, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0, 2, 0xaa, 0xbb];
+        let mut packet = vec![
+            0xc0, 0x4d, 0x57, 0, 9, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0, 2, 0xaa, 0xbb,
+        ];
         packet.extend_from_slice(&[0x40, 30]);
         let pn_offset = packet.len();
         packet.extend_from_slice(&[0; 40]);
         let id: &[u8] = &[1, 2, 3, 4, 5, 6, 7, 8];
-        assert_eq!(parse_initial(&packet), Some((id, pn_offset, pn_offset + 30)));
+        assert_eq!(
+            parse_initial(&packet),
+            Some((id, pn_offset, pn_offset + 30))
+        );
         assert_eq!(parse_initial(&packet[..pn_offset + 29]), None);
         packet[0] |= 0x20;
         assert_eq!(parse_initial(&packet), None, "a Handshake packet");

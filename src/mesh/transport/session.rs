@@ -1,9 +1,6 @@
 //! The Noise handshake behind quinn's `crypto` traits.
 
-use std::{
-    any::Any,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{any::Any, sync::Arc};
 
 use meshwork_identity::{
     NodeId,
@@ -21,7 +18,6 @@ use quinn_proto::{
 use tracing::debug;
 
 use super::{
-    VERSION,
     initial::{InitialKeys, MIN_FIRST_ID_LEN},
     packet::{keys, packet_keys},
     provider::{CryptoProvider, Outcome},
@@ -37,6 +33,7 @@ pub(super) struct NoiseProvider {
 }
 
 struct Shared {
+    version: u32,
     config: Arc<HandshakeConfig>,
     initial: Arc<InitialKeys>,
     counters: Arc<Counters>,
@@ -44,11 +41,19 @@ struct Shared {
 
 impl NoiseProvider {
     pub(super) fn new(
+        version: u32,
         config: HandshakeConfig,
         initial: Arc<InitialKeys>,
         counters: Arc<Counters>,
     ) -> Self {
-        Self { shared: Arc::new(Shared { config: Arc::new(config), initial, counters }) }
+        Self {
+            shared: Arc::new(Shared {
+                version,
+                config: Arc::new(config),
+                initial,
+                counters,
+            }),
+        }
     }
 }
 
@@ -58,7 +63,11 @@ impl CryptoProvider for NoiseProvider {
         expected: Option<NodeId>,
         outcome: Arc<Outcome>,
     ) -> Arc<dyn crypto::ClientConfig> {
-        Arc::new(Dialler { shared: self.shared.clone(), expected, outcome })
+        Arc::new(Dialler {
+            shared: self.shared.clone(),
+            expected,
+            outcome,
+        })
     }
 
     fn listener(&self) -> Arc<dyn crypto::ServerConfig> {
@@ -80,7 +89,7 @@ impl crypto::ClientConfig for Dialler {
         _server_name: &str,
         params: &TransportParameters,
     ) -> Result<Box<dyn crypto::Session>, ConnectError> {
-        if version != VERSION {
+        if version != self.shared.version {
             return Err(ConnectError::UnsupportedVersion);
         }
         let config = self.shared.config.clone();
@@ -102,7 +111,7 @@ impl crypto::ServerConfig for Listener {
     ) -> Result<Keys, UnsupportedVersion> {
         // quinn would answer a too short connection id with an error packet, before it knows whether
         // the sender belongs to the mesh.
-        if version != VERSION || dst_cid.len() < MIN_FIRST_ID_LEN {
+        if version != self.0.version || dst_cid.len() < MIN_FIRST_ID_LEN {
             Counters::add(&self.0.counters.unknown_initials);
             return Err(UnsupportedVersion);
         }
@@ -110,7 +119,10 @@ impl crypto::ServerConfig for Listener {
     }
 
     fn retry_tag(&self, _version: u32, orig_dst_cid: &ConnectionId, packet: &[u8]) -> [u8; 16] {
-        self.0.initial.of_attempt(orig_dst_cid).retry_tag(orig_dst_cid, &[packet])
+        self.0
+            .initial
+            .of_attempt(orig_dst_cid)
+            .retry_tag(orig_dst_cid, &[packet])
     }
 
     fn start_session(
@@ -143,7 +155,15 @@ struct Session {
 
 impl Session {
     fn new(shared: Arc<Shared>, handshake: Handshake, side: Side) -> Self {
-        Self { shared, handshake, side, announced: false, next: None, phases: 0, outcome: None }
+        Self {
+            shared,
+            handshake,
+            side,
+            announced: false,
+            next: None,
+            phases: 0,
+            outcome: None,
+        }
     }
 
     fn salt(&self) -> &InitialSalt {
@@ -158,7 +178,11 @@ impl Session {
         if let Some(outcome) = &self.outcome {
             outcome.set(error);
         }
-        TransportError { code, frame: None, reason: WIRE_REASON.into() }
+        TransportError {
+            code,
+            frame: None,
+            reason: WIRE_REASON.into(),
+        }
     }
 }
 
@@ -240,7 +264,9 @@ impl crypto::Session for Session {
         label: &[u8],
         context: &[u8],
     ) -> Result<(), ExportKeyingMaterialError> {
-        self.handshake.export(label, context, output).ok_or(ExportKeyingMaterialError)
+        self.handshake
+            .export(label, context, output)
+            .ok_or(ExportKeyingMaterialError)
     }
 }
 
@@ -249,5 +275,125 @@ fn updated(secrets: &LevelSecrets) -> LevelSecrets {
         aead: secrets.aead,
         initiator: secrets.initiator.update(),
         responder: secrets.responder.update(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use meshwork_identity::{Identity, MeshId, Psk, noise::PskSet};
+
+    use super::*;
+    use crate::transport::{VERSION, random::SystemEntropy};
+
+    fn provider(n: u8) -> NoiseProvider {
+        let psks = PskSet {
+            current: Psk::from_bytes([1; 32]),
+            previous: None,
+        };
+        let counters = Arc::<Counters>::default();
+        let initial = Arc::new(InitialKeys::new(&psks, true, counters.clone()));
+        let (identity, mesh) = (Identity::from_seed(&[n; 32]), MeshId::from_bytes([1; 16]));
+        let entropy = Arc::new(SystemEntropy);
+        let config = HandshakeConfig::new(&identity, &mesh, VERSION, psks, entropy);
+        NoiseProvider::new(VERSION, config, initial, counters)
+    }
+
+    /// Two sessions after their handshake, and the keys of the first phase of the dialler.
+    fn sessions() -> (Box<dyn crypto::Session>, Box<dyn crypto::Session>, Keys) {
+        let params = TransportParameters::read(Side::Server, &mut &[][..]).unwrap();
+        let dialler = provider(1).dialler(None, Arc::default());
+        let mut client = dialler.start_session(VERSION, "", &params).unwrap();
+        let mut server = provider(2).listener().start_session(VERSION, &params);
+        let mut pass = |from_client: bool| {
+            let (from, to) = if from_client {
+                (&mut client, &mut server)
+            } else {
+                (&mut server, &mut client)
+            };
+            let mut bytes = Vec::new();
+            let keys = from.write_handshake(&mut bytes);
+            if !bytes.is_empty() {
+                to.read_handshake(&bytes).unwrap();
+            }
+            keys
+        };
+        assert!(pass(true).is_none());
+        assert!(pass(false).is_some());
+        assert!(pass(true).is_some());
+        assert!(pass(false).is_none());
+        let first = pass(true).unwrap();
+        assert!(pass(false).is_some());
+        assert!(!client.is_handshaking() && !server.is_handshaking());
+        (client, server, first)
+    }
+
+    fn opens(local: &dyn PacketKey, remote: &dyn PacketKey) -> bool {
+        let mut packet = [0; 4 + 20 + 16];
+        local.encrypt(1, &mut packet, 4);
+        remote
+            .decrypt(1, &packet[..4], &mut BytesMut::from(&packet[4..]))
+            .is_ok()
+    }
+
+    #[test]
+    fn each_key_phase_has_keys_of_its_own() {
+        let (mut client, mut server, first) = sessions();
+        let mut locals = vec![first.packet.local];
+        let mut remotes = Vec::new();
+        for _ in 0..3 {
+            locals.push(client.next_1rtt_keys().unwrap().local);
+            remotes.push(server.next_1rtt_keys().unwrap().remote);
+        }
+        for (phase, local) in locals.iter().enumerate() {
+            for (other, remote) in remotes.iter().enumerate() {
+                assert_eq!(
+                    opens(&**local, &**remote),
+                    phase == other + 1,
+                    "{phase}, {other}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_failure_tells_the_wire_a_number_only() {
+        let params = TransportParameters::read(Side::Server, &mut &[][..]).unwrap();
+        let other = Identity::from_seed(&[7; 32]).node_id();
+        let outcome = Arc::<Outcome>::default();
+        let dialler = provider(1).dialler(Some(other), outcome.clone());
+        let mut client = dialler.start_session(VERSION, "", &params).unwrap();
+        let mut server = provider(2).listener().start_session(VERSION, &params);
+        let mut hello = Vec::new();
+        client.write_handshake(&mut hello);
+        assert!(server.read_handshake(&hello).unwrap());
+        let mut reply = Vec::new();
+        server.write_handshake(&mut reply);
+        let error = client.read_handshake(&reply).unwrap_err();
+        assert_eq!(error.code, TransportErrorCode::crypto(42));
+        assert_eq!(error.reason, WIRE_REASON);
+        let found = Identity::from_seed(&[2; 32]).node_id();
+        assert_eq!(
+            outcome.take(),
+            Some(HandshakeError::UnexpectedPeer {
+                expected: other,
+                found
+            })
+        );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn hostile_parameters_are_an_error_and_no_panic(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..100)
+        ) {
+            let shared = provider(1).shared;
+            let mut member = Handshake::initiate(shared.config.clone(), None, &bytes).unwrap();
+            let params = TransportParameters::read(Side::Server, &mut &[][..]).unwrap();
+            let mut server = provider(2).listener().start_session(VERSION, &params);
+            server.read_handshake(&member.write().unwrap().bytes).unwrap();
+            let expected = TransportParameters::read(Side::Server, &mut &bytes[..]).is_ok();
+            proptest::prop_assert_eq!(server.transport_parameters().is_ok(), expected);
+        }
     }
 }

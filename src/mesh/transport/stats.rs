@@ -22,8 +22,9 @@ pub struct TransportStats {
     pub other_versions: u64,
     /// Handshakes that both sides completed.
     pub handshakes_completed: u64,
-    /// Handshakes that did not complete in time, were given up, or failed below the handshake.
-    pub handshakes_unfinished: u64,
+    /// Handshakes that did not complete, for whatever reason; the counters below say which, where
+    /// our side found it.
+    pub handshakes_failed: u64,
     /// The peer's first message opened under no PSK (only without keyed Initials).
     pub failed_unknown_psk: u64,
     /// Another node answered than the dialled one.
@@ -67,7 +68,7 @@ counters!(
     forged_packets,
     other_versions,
     handshakes_completed,
-    handshakes_unfinished,
+    handshakes_failed,
     failed_unknown_psk,
     failed_unexpected_peer,
     failed_bad_binding,

@@ -1,0 +1,111 @@
+//! Bytes from outside decode or are refused; they never panic and never make us hold much.
+
+use std::sync::LazyLock;
+
+use meshwork_proto::codec::{DecodeError, decode};
+use meshwork_proto::kernel::KernelView;
+use proptest::prelude::*;
+
+use crate::samples::{self, MAX, Sample};
+
+static SAMPLES: LazyLock<Vec<Sample>> = LazyLock::new(samples::all);
+
+/// What decodes encodes to something that decodes to the same.
+fn check(sample: &Sample, bytes: &[u8]) -> Result<(), TestCaseError> {
+    if let Ok(again) = (sample.reread)(bytes) {
+        prop_assert_eq!(
+            (sample.reread)(&again),
+            Ok(again.clone()),
+            "{}",
+            &sample.name
+        );
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        for sample in SAMPLES.iter() {
+            check(sample, &bytes)?;
+        }
+    }
+
+    #[test]
+    fn damaged_values_never_panic(
+        which in any::<prop::sample::Index>(),
+        at in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+        cut in any::<bool>(),
+    ) {
+        let sample = which.get(&SAMPLES);
+        let mut bytes = sample.bytes.clone();
+        if !bytes.is_empty() {
+            let at = at.index(bytes.len());
+            if cut {
+                bytes.truncate(at);
+            } else {
+                bytes[at] = byte;
+            }
+        }
+        check(sample, &bytes)?;
+    }
+}
+
+#[test]
+fn nothing_is_left_over_or_missing() {
+    for sample in SAMPLES.iter() {
+        let mut longer = sample.bytes.clone();
+        longer.push(0);
+        assert_eq!(
+            (sample.reread)(&longer),
+            Err(DecodeError::Trailing(1)),
+            "{}",
+            sample.name
+        );
+        for end in 0..sample.bytes.len().min(300) {
+            assert!(
+                (sample.reread)(&sample.bytes[..end]).is_err(),
+                "{} {end}",
+                sample.name
+            );
+        }
+    }
+}
+
+#[test]
+fn size_is_checked_before_decoding() {
+    let bytes = [0; 9];
+    assert_eq!(
+        decode::<()>(&bytes, 8),
+        Err(DecodeError::TooLong { len: 9, max: 8 })
+    );
+    for sample in SAMPLES.iter() {
+        let error = (sample.reread)(&vec![0; MAX + 1]);
+        assert_eq!(
+            error,
+            Err(DecodeError::TooLong {
+                len: MAX + 1,
+                max: MAX
+            })
+        );
+    }
+}
+
+/// A list that claims 2⁶⁴−1 items in ten bytes: refused for its missing content; setting memory
+/// aside for it would abort.
+#[test]
+fn claimed_lengths_allocate_nothing() {
+    let mut claim = vec![0xff; 9];
+    claim.push(0x01);
+    assert!(decode::<Vec<KernelView>>(&claim, MAX).is_err());
+    assert!(decode::<String>(&claim, MAX).is_err());
+    assert!(decode::<bytes::Bytes>(&claim, MAX).is_err());
+    for sample in SAMPLES.iter() {
+        for at in 0..sample.bytes.len().min(64) {
+            let mut bytes = sample.bytes[..at].to_vec();
+            bytes.extend(&claim);
+            check(sample, &bytes).unwrap();
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! A mesh authority, identities with tokens, and announcements to sign.
+
+use std::time::Duration;
+
+use meshwork_identity::{
+    Identity, Limits, NodeId, Resource, Revocations, Scope, Scopes, Timestamp, Token, TokenRequest,
+    VerifyContext,
+};
+use meshwork_proto::announcement::{Gpu, Hardware, Role, Software};
+use meshwork_proto::{Announcement, SignedAnnouncement};
+
+/// When the tests play.
+pub(crate) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+
+/// How long announcements hold.
+pub(crate) const TTL: Duration = Duration::from_mins(5);
+
+/// A mesh: its authority and what it has revoked.
+pub(crate) struct Mesh {
+    pub(crate) authority: Identity,
+    pub(crate) root: NodeId,
+    pub(crate) revocations: Revocations,
+}
+
+impl Mesh {
+    pub(crate) fn new() -> Self {
+        let authority = identity(0);
+        let root = authority.node_id();
+        Self {
+            authority,
+            root,
+            revocations: Revocations::new(),
+        }
+    }
+
+    pub(crate) fn trust(&self, now: Timestamp) -> VerifyContext<'_> {
+        VerifyContext::new(&self.root, now, &self.revocations)
+    }
+
+    pub(crate) fn token(&self, subject: NodeId, scope: Scope, ttl: Duration) -> Token {
+        let request = TokenRequest {
+            subject,
+            scopes: Scopes::from([scope]),
+            resource: Resource::any(),
+            not_before: None,
+            ttl,
+            depth: 0,
+            limits: Limits::none(),
+        };
+        Token::issue_root(&self.authority, request, NOW, [7; 16]).unwrap()
+    }
+
+    /// Announces `body` as the identity `seed`, with a token that outlives the tests.
+    pub(crate) fn announce(&self, seed: u16, body: &Announcement) -> SignedAnnouncement {
+        let node = identity(seed);
+        let token = self.token(node.node_id(), Scope::Announce, Duration::from_hours(1000));
+        SignedAnnouncement::sign(&node, token, body).unwrap()
+    }
+}
+
+pub(crate) fn identity(seed: u16) -> Identity {
+    let mut bytes = [1; 32];
+    bytes[..2].copy_from_slice(&seed.to_le_bytes());
+    Identity::from_seed(&bytes)
+}
+
+pub(crate) fn gpu(model: &str, vram: u64) -> Gpu {
+    Gpu {
+        index: 0,
+        vendor: "nvidia".into(),
+        model: model.into(),
+        vram,
+        compute_capability: Some((8, 0)),
+        driver: "550.54.14".into(),
+        uuid: "GPU-1".into(),
+        mig: false,
+        numa: Some(0),
+    }
+}
+
+/// A machine with these GPUs.
+pub(crate) fn body(version: u64, gpus: Vec<Gpu>) -> Announcement {
+    Announcement {
+        version,
+        issued_at: NOW,
+        ttl: TTL,
+        name: "lab-1".into(),
+        roles: [Role::Agent].into(),
+        hardware: Hardware {
+            arch: "x86_64".into(),
+            cpu_model: "AMD EPYC 7763".into(),
+            cpu_threads: 128,
+            cpu_cores: 64,
+            memory: 512 << 30,
+            numa_nodes: 2,
+            gpus,
+            ..Hardware::default()
+        },
+        software: Software {
+            os: "Debian GNU/Linux 12".into(),
+            kernel: "6.8.0-45-generic".into(),
+            container_backend: Some("docker 27.3.1".into()),
+            cuda: Some("12.4".into()),
+            meshwork: "0.1.0".into(),
+            ..Software::default()
+        },
+        tags: ["prod".to_owned()].into(),
+        region: Some("eu".into()),
+        ..Announcement::default()
+    }
+}

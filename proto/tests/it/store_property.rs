@@ -1,0 +1,137 @@
+//! The index finds exactly what looking at every announcement finds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use meshwork_identity::NodeId;
+use meshwork_proto::Announcement;
+use meshwork_proto::query::{Asker, Query, ScopeFilter, View};
+use meshwork_proto::store::{AnnouncementStore, Received};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config, TestRunner};
+
+use crate::arbitrary::{announcement, query};
+use crate::fixture::{Mesh, NOW, identity};
+
+/// Enough for values that nearly every node has to be kept as bits, others as lists.
+const NODES: u16 = 900;
+
+static STORE: LazyLock<AnnouncementStore> = LazyLock::new(|| {
+    let (mesh, mut runner) = (Mesh::new(), TestRunner::deterministic());
+    let mut store = AnnouncementStore::new(identity(9999).node_id());
+    for seed in 1..=NODES {
+        let body = announcement().new_tree(&mut runner).unwrap().current();
+        let received = store.receive(mesh.announce(seed, &body), &mesh.trust(NOW));
+        assert!(matches!(received, Received::Stored { .. }), "{received:?}");
+    }
+    store
+});
+
+fn view() -> impl Strategy<Value = View> {
+    let names = |names: [&str; 2]| names.map(String::from).into_iter().collect::<BTreeSet<_>>();
+    let asker = Asker {
+        subnet: Some("3.7".parse().unwrap()),
+        tenants: names(["acme", "other"]),
+        region: Some("eu".into()),
+    };
+    let filters = prop_oneof![
+        Just(ScopeFilter::Everything),
+        Just(ScopeFilter::GlobalOnly),
+        Just(ScopeFilter::Any),
+        Just(ScopeFilter::SameSubnet),
+        Just(ScopeFilter::Tenants(names(["acme", "none"]))),
+        Just(ScopeFilter::Regions(names(["eu", "none"]))),
+    ];
+    filters.prop_map(move |filter| View {
+        asker: asker.clone(),
+        filter,
+    })
+}
+
+fn by_looking(store: &AnnouncementStore, query: &Query, view: &View) -> Vec<NodeId> {
+    let hits = store
+        .iter()
+        .filter(|(node, body)| query.matches(node, body) && view.shows(body));
+    hits.map(|(node, _)| node).collect()
+}
+
+fn by_index(
+    store: &AnnouncementStore,
+    query: &Query,
+    view: &View,
+    limit: usize,
+) -> (Vec<NodeId>, usize) {
+    let (hits, total) = store.find(query, view, limit);
+    (hits.into_iter().map(|(node, _)| node).collect(), total)
+}
+
+proptest! {
+    #![proptest_config(Config::with_cases(1000))]
+
+    #[test]
+    fn the_index_agrees_with_looking(text in query(), view in view(), limit in 0usize..1000) {
+        let query = Query::parse(&text).unwrap();
+        let mut expected = by_looking(&STORE, &query, &view);
+        let total = expected.len();
+        expected.truncate(limit);
+        prop_assert_eq!(by_index(&STORE, &query, &view, limit), (expected, total), "{}", text);
+    }
+}
+
+/// A change of the store.
+#[derive(Debug, Clone)]
+enum Step {
+    Announce(u16, Box<Announcement>),
+    Again(u16),
+    Drop(u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => (1u16..60, announcement()).prop_map(|(seed, body)| Step::Announce(seed, Box::new(body))),
+        1 => (1u16..60).prop_map(Step::Again),
+        1 => (1u16..60).prop_map(Step::Drop),
+    ]
+}
+
+proptest! {
+    #![proptest_config(Config::with_cases(64))]
+
+    #[test]
+    fn the_index_follows_every_change(
+        steps in proptest::collection::vec(step(), 1..120),
+        queries in proptest::collection::vec(query(), 8),
+    ) {
+        let mesh = Mesh::new();
+        let mut store = AnnouncementStore::new(identity(9999).node_id());
+        let mut model: BTreeMap<NodeId, Announcement> = BTreeMap::new();
+        for (n, step) in (1u64..).zip(steps) {
+            // A second passes at each step, so that no key speaks too often.
+            let now = NOW.saturating_add(Duration::from_secs(n));
+            let (seed, body) = match step {
+                Step::Announce(seed, body) => (seed, Some(*body)),
+                Step::Again(seed) => (seed, model.get(&identity(seed).node_id()).cloned()),
+                Step::Drop(seed) => {
+                    let node = identity(seed).node_id();
+                    prop_assert_eq!(store.drop_node(&node), model.remove(&node).is_some());
+                    continue;
+                }
+            };
+            let Some(body) = body else { continue };
+            let body = Announcement { version: n, issued_at: now, ..body };
+            let received = store.receive(mesh.announce(seed, &body), &mesh.trust(now));
+            prop_assert!(matches!(received, Received::Stored { .. }), "{:?}", received);
+            model.insert(identity(seed).node_id(), body);
+        }
+        for text in queries {
+            let query = Query::parse(&text).unwrap();
+            let hits = model.iter().filter(|(node, body)| query.matches(node, body));
+            let expected: Vec<NodeId> = hits.map(|(node, _)| *node).collect();
+            let total = expected.len();
+            let found = by_index(&store, &query, &View::everything(), usize::MAX);
+            prop_assert_eq!(found, (expected, total), "{}", text);
+        }
+    }
+}
