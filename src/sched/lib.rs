@@ -9,7 +9,7 @@
 mod place;
 mod reserve;
 
-pub use place::{Candidate, NotPlaced, Placement, Refusal, Request, place};
+pub use place::{Candidate, NotPlaced, Placement, Refusal, Request, describe, place};
 pub use reserve::{release, reserve};
 
 #[cfg(doc)]

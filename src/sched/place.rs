@@ -122,12 +122,21 @@ type Rank = (Reverse<(usize, u64, u64)>, u32, NodeId);
 fn rank(resources: &Resources, candidate: &Candidate) -> Rank {
     let capacity = &candidate.capacity;
     let (mut devices, mut vram) = (0, 0u64);
-    for gpu in resources.gpu.iter().flat_map(|want| capacity.fitting_gpus(want)) {
+    for gpu in resources
+        .gpu
+        .iter()
+        .flat_map(|want| capacity.fitting_gpus(want))
+    {
         devices += 1;
         vram = vram.saturating_add(free_vram(gpu));
     }
-    let free = share(capacity.cpu_free, capacity.cpu_millis).min(share(capacity.mem_free, capacity.mem));
-    (Reverse((devices, vram, free)), candidate.load_millis, candidate.node)
+    let free =
+        share(capacity.cpu_free, capacity.cpu_millis).min(share(capacity.mem_free, capacity.mem));
+    (
+        Reverse((devices, vram, free)),
+        candidate.load_millis,
+        candidate.node,
+    )
 }
 
 /// `part` of `whole` in millionths.
@@ -153,15 +162,22 @@ fn plan(resources: &Resources, candidate: &Candidate) -> String {
             ByteSize(capacity.mem),
         );
     };
-    let devices: Vec<String> = choose_gpus(capacity, want)
+    let chosen = choose_gpus(capacity, want)
         .into_iter()
-        .map(|at| &capacity.gpus[at])
-        .map(|gpu| {
-            let free = ByteSize(free_vram(gpu));
-            format!("GPU {} ({}, {free} free)", gpu.device.index, gpu.device.model)
-        })
-        .collect();
-    format!("{name} {}", devices.join(", "))
+        .map(|at| &capacity.gpus[at]);
+    describe(name, chosen)
+}
+
+/// A node and devices on it, for people: `lab-2 GPU 1 (A100 80GB, 79.1GB free)`.
+pub fn describe<'a>(node: &str, gpus: impl Iterator<Item = &'a GpuStatus>) -> String {
+    let device = |gpu: &GpuStatus| {
+        let free = ByteSize(free_vram(gpu));
+        format!(
+            "GPU {} ({}, {free} free)",
+            gpu.device.index, gpu.device.model
+        )
+    };
+    format!("{node} {}", gpus.map(device).collect::<Vec<_>>().join(", "))
 }
 
 impl fmt::Display for NotPlaced {
@@ -176,7 +192,12 @@ impl fmt::Display for NotPlaced {
         }
         for refusal in &self.refusals {
             let reasons = refusal.reasons.join("; ");
-            write!(f, "\n* {} ({}): {reasons}", refusal.name, refusal.node.short())?;
+            write!(
+                f,
+                "\n* {} ({}): {reasons}",
+                refusal.name,
+                refusal.node.short()
+            )?;
         }
         if self.filtered == 0 && self.refusals.is_empty() {
             f.write_str("\n* no agent is known")?;

@@ -12,7 +12,12 @@ use crate::place::free_vram;
 pub fn reserve(capacity: &mut Capacity, kernel: KernelId, resources: &Resources) {
     capacity.cpu_free = capacity.cpu_free.saturating_sub(resources.cpu_millis);
     capacity.mem_free = capacity.mem_free.saturating_sub(resources.mem);
-    for at in resources.gpu.iter().flat_map(|want| choose_gpus(capacity, want)).collect::<Vec<_>>() {
+    for at in resources
+        .gpu
+        .iter()
+        .flat_map(|want| choose_gpus(capacity, want))
+        .collect::<Vec<_>>()
+    {
         capacity.gpus[at].kernel = Some(kernel);
     }
 }
@@ -22,7 +27,11 @@ pub fn release(capacity: &mut Capacity, kernel: KernelId, resources: &Resources)
     let back = |free: u64, more: u64, total: u64| free.saturating_add(more).min(total);
     capacity.cpu_free = back(capacity.cpu_free, resources.cpu_millis, capacity.cpu_millis);
     capacity.mem_free = back(capacity.mem_free, resources.mem, capacity.mem);
-    for gpu in capacity.gpus.iter_mut().filter(|g| g.kernel == Some(kernel)) {
+    for gpu in capacity
+        .gpus
+        .iter_mut()
+        .filter(|g| g.kernel == Some(kernel))
+    {
         gpu.kernel = None;
     }
 }

@@ -25,7 +25,13 @@ pub(crate) fn gpu(index: u32, model: &str, vram: u64, used: u64) -> GpuStatus {
     }
 }
 
-pub(crate) fn candidate(seed: u8, name: &str, cpu_free: u64, mem_free: u64, gpus: Vec<GpuStatus>) -> Candidate {
+pub(crate) fn candidate(
+    seed: u8,
+    name: &str,
+    cpu_free: u64,
+    mem_free: u64,
+    gpus: Vec<GpuStatus>,
+) -> Candidate {
     Candidate {
         node: node(seed),
         name: name.into(),

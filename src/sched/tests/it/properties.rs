@@ -9,6 +9,9 @@ use proptest::prelude::*;
 
 use crate::build::{GB, candidate, gpu};
 
+/// Processors, memory, devices (size, used, held, sick), load, barred.
+type Node = (u64, u64, Vec<(u64, u64, bool, bool)>, u32, Option<String>);
+
 fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
     let device = (0..3u64, 0..3u64, any::<bool>(), any::<bool>());
     let one = (
@@ -19,24 +22,44 @@ fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
         prop::option::weighted(0.1, Just("not heard".to_owned())),
     );
     prop::collection::vec(one, 0..8).prop_map(|nodes| {
-        let build = |(at, (cpu, mem, devices, load, barred)): (usize, (u64, u64, Vec<_>, u32, _))| {
-            let gpus = devices.into_iter().zip(0..).map(|((size, used, held, sick), index)| {
-                let mut gpu = gpu(index, "A100", 24 * GB * (size + 1), used * GB);
-                gpu.kernel = held.then(|| SessionId::from_bytes([9; 16]).kernel(0));
-                gpu.health = if sick { Health::Unknown } else { Health::Ok };
-                gpu
-            });
+        let build = |(at, (cpu, mem, devices, load, barred)): (usize, Node)| {
+            let gpus = devices
+                .into_iter()
+                .zip(0..)
+                .map(|((size, used, held, sick), index)| {
+                    let mut gpu = gpu(index, "A100", 24 * GB * (size + 1), used * GB);
+                    gpu.kernel = held.then(|| SessionId::from_bytes([9; 16]).kernel(0));
+                    gpu.health = if sick { Health::Unknown } else { Health::Ok };
+                    gpu
+                });
             let seed = u8::try_from(at).unwrap();
-            let built = candidate(seed, &format!("n{at}"), cpu * 1_000, mem * 4 * GB, gpus.collect());
-            Candidate { load_millis: load, barred, ..built }
+            let built = candidate(
+                seed,
+                &format!("n{at}"),
+                cpu * 1_000,
+                mem * 4 * GB,
+                gpus.collect(),
+            );
+            Candidate {
+                load_millis: load,
+                barred,
+                ..built
+            }
         };
         nodes.into_iter().enumerate().map(build).collect()
     })
 }
 
 fn resources() -> impl Strategy<Value = Resources> {
-    let gpu = (1..3u32, prop::option::of((1..4u64).prop_map(|n| n * 24 * GB)));
-    let gpu = gpu.prop_map(|(count, min_vram)| GpuRequest { count, min_vram, ..GpuRequest::default() });
+    let gpu = (
+        1..3u32,
+        prop::option::of((1..4u64).prop_map(|n| n * 24 * GB)),
+    );
+    let gpu = gpu.prop_map(|(count, min_vram)| GpuRequest {
+        count,
+        min_vram,
+        ..GpuRequest::default()
+    });
     (1..9u64, 1..9u64, prop::option::of(gpu)).prop_map(|(cpu, mem, gpu)| Resources {
         cpu_millis: cpu * 1_000,
         mem: mem * 4 * GB,
@@ -46,7 +69,11 @@ fn resources() -> impl Strategy<Value = Resources> {
 }
 
 fn request(resources: &Resources) -> Request<'_> {
-    Request { resources, filter: None, filtered: 0 }
+    Request {
+        resources,
+        filter: None,
+        filtered: 0,
+    }
 }
 
 fn fits(candidate: &Candidate, resources: &Resources) -> bool {
