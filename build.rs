@@ -22,7 +22,10 @@ fn main() {
         .arg("-o")
         .arg(&program)
         .arg(SOURCE);
-    let linker = format!("CARGO_TARGET_{}_LINKER", var("TARGET").to_uppercase().replace('-', "_"));
+    let linker = format!(
+        "CARGO_TARGET_{}_LINKER",
+        var("TARGET").to_uppercase().replace('-', "_")
+    );
     if let Ok(linker) = env::var(linker) {
         rustc.arg("-C").arg(format!("linker={linker}"));
     }
@@ -31,7 +34,9 @@ fn main() {
             println!("cargo::rustc-env=MESHWORK_RUNNER={}", program.display());
         }
         other => {
-            eprintln!("the static runner did not compile ({other:?}): does this machine have a static C library (glibc: libc6-dev or glibc-static)?");
+            eprintln!(
+                "the static runner did not compile ({other:?}): does this machine have a static C library (glibc: libc6-dev or glibc-static)?"
+            );
             process::exit(1);
         }
     }

@@ -7,13 +7,16 @@ use std::path::PathBuf;
 
 use meshwork_proto::ByteSize;
 use meshwork_proto::announcement::{Role, Subnet};
+use meshwork_proto::kernel::is_name;
+use meshwork_proto::limits::MAX_NAME;
 use serde::{Deserialize, Deserializer, de};
 
 /// The file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Config {
+pub(crate) struct Config {
     /// Name of the node. Default: what `init` or `join` was given, else the host's name.
+    #[serde(deserialize_with = "name")]
     pub name: Option<String>,
     /// What the node does. Default: what it joined as; where `init` ran: manager, and agent when a
     /// container backend answers.
@@ -38,7 +41,7 @@ pub struct Config {
 /// Settings of role `agent`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct AgentSection {
+pub(crate) struct AgentSection {
     /// Docker's socket. Default: `DOCKER_HOST`, else `/var/run/docker.sock`. Who can use it is root
     /// on the machine; only the agent talks to it.
     pub docker_socket: Option<PathBuf>,
@@ -80,16 +83,39 @@ impl Default for AgentSection {
     }
 }
 
+/// A node's name from the command line or from this file: a rule of ours for what people type, as
+/// names stand in tables and queries.
+pub(crate) fn node_name(text: &str) -> Result<String, String> {
+    if is_name(text) {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "`{}` is no name: 1 to {MAX_NAME} of a-z, 0-9, `.`, `_`, `-`, starting with a letter or digit",
+        text.escape_debug()
+    ))
+}
+
+fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    node_name(&String::deserialize(deserializer)?)
+        .map(Some)
+        .map_err(de::Error::custom)
+}
+
 fn from_text<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: std::str::FromStr<Err = String>,
 {
-    String::deserialize(deserializer)?.parse().map(Some).map_err(de::Error::custom)
+    String::deserialize(deserializer)?
+        .parse()
+        .map(Some)
+        .map_err(de::Error::custom)
 }
 
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
-    String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    String::deserialize(deserializer)?
+        .parse()
+        .map_err(de::Error::custom)
 }
 
 #[cfg(test)]
@@ -110,10 +136,26 @@ mod tests {
         assert_eq!(manager.roles, Some([Role::Manager].into()));
     }
 
+    #[tokio::test]
+    async fn the_pretended_gpus_are_found() {
+        let mut agent = meshwork_agent::AgentConfig::new("unused");
+        agent.mock_accelerators = Some("configs/mock-gpus.toml".into());
+        let gpus = meshwork_agent::probe_gpus(&agent).await.unwrap();
+        assert_eq!(gpus.len(), 8);
+        assert!(
+            gpus.iter()
+                .all(|gpu| gpu.vram == 80_000_000_000 && gpu.vendor == "nvidia")
+        );
+    }
+
     #[test]
     fn the_unit_starts_the_binary_and_gives_it_time_to_drain() {
         let unit = include_str!("../configs/meshwork.service");
-        for line in ["ExecStart=/usr/local/bin/meshwork up", "Restart=on-failure", "KillMode=process"] {
+        for line in [
+            "ExecStart=/usr/local/bin/meshwork up",
+            "Restart=on-failure",
+            "KillMode=process",
+        ] {
             assert!(unit.lines().any(|l| l.starts_with(line)), "{line}");
         }
     }
@@ -121,7 +163,12 @@ mod tests {
     #[test]
     fn an_empty_file_is_the_default_and_a_typo_is_found() {
         assert_eq!(toml::from_str::<Config>("").unwrap(), Config::default());
-        for wrong in ["lisen = \"[::]:1\"", "subnet = \"1.2.3.4.5\"", "[agent]\nreserved_memory = \"2 apples\""] {
+        for wrong in [
+            "lisen = \"[::]:1\"",
+            "name = \"Attic\"",
+            "subnet = \"1.2.3.4.5\"",
+            "[agent]\nreserved_memory = \"2 apples\"",
+        ] {
             assert!(toml::from_str::<Config>(wrong).is_err(), "{wrong}");
         }
     }

@@ -10,6 +10,7 @@
 //! ```
 
 use std::collections::BTreeSet;
+use std::fmt::Write;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::net::SocketAddr;
@@ -30,7 +31,7 @@ const MAX_PSK_TEXT: usize = 65;
 
 /// Why a file of the data folder could not be used.
 #[derive(Debug, thiserror::Error)]
-pub enum HomeError {
+pub(crate) enum HomeError {
     /// There is no mesh in the folder.
     #[error("there is no mesh in {}", .0.display())]
     NoMesh(PathBuf),
@@ -85,7 +86,7 @@ fn with_source(error: &KeyStoreError) -> String {
 /// `mesh.toml`: which mesh, and what this node is in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MeshFile {
+pub(crate) struct MeshFile {
     /// The mesh's authority.
     pub authority: NodeId,
     /// Name of this node.
@@ -95,9 +96,9 @@ pub struct MeshFile {
     pub roles: BTreeSet<Role>,
 }
 
-/// `run/node.toml`: the node that runs from this folder now.
+/// `run/node.addr`: the node that runs from this folder now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunFile {
+pub(crate) struct RunFile {
     /// Its process.
     pub pid: u32,
     /// Its id.
@@ -106,12 +107,14 @@ pub struct RunFile {
     pub addrs: Vec<SocketAddr>,
     /// What it does.
     pub roles: BTreeSet<Role>,
+    /// Whether all its parts were tried and it has told the mesh what it is.
+    pub ready: bool,
 }
 
 /// `contacts.toml`: nodes to call first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Contacts {
+pub(crate) struct Contacts {
     /// The best first.
     #[serde(default)]
     pub contact: Vec<Contact>,
@@ -119,7 +122,7 @@ pub struct Contacts {
 
 /// Whose identity and token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Who {
+pub(crate) enum Who {
     /// The node's.
     Node,
     /// The user's.
@@ -137,77 +140,87 @@ impl Who {
 
 /// A data folder.
 #[derive(Debug, Clone)]
-pub struct Home {
+pub(crate) struct Home {
     root: PathBuf,
 }
 
 impl Home {
     /// The folder at `root`; nothing is touched yet.
-    pub fn new(root: PathBuf) -> Self {
+    pub(crate) fn new(root: PathBuf) -> Self {
         Self { root }
     }
 
     /// A file or folder in it.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
     /// The folder itself.
-    pub fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
     /// Whether a mesh is here.
-    pub fn has_mesh(&self) -> bool {
+    pub(crate) fn has_mesh(&self) -> bool {
         self.path("mesh.toml").exists()
     }
 
-    /// Whether a user is here.
-    pub fn has_user(&self) -> bool {
-        self.token_path(Who::User).exists()
-    }
-
     /// Which mesh this is.
-    pub fn mesh(&self) -> Result<MeshFile, HomeError> {
-        self.read_toml("mesh.toml")?.ok_or_else(|| HomeError::NoMesh(self.root.clone()))
+    pub(crate) fn mesh(&self) -> Result<MeshFile, HomeError> {
+        self.read_toml("mesh.toml")?
+            .ok_or_else(|| HomeError::NoMesh(self.root.clone()))
     }
 
     /// Writes `mesh.toml`, the file that says that a mesh is here: last when one is made.
-    pub fn write_mesh(&self, mesh: &MeshFile) -> Result<(), HomeError> {
+    pub(crate) fn write_mesh(&self, mesh: &MeshFile) -> Result<(), HomeError> {
         self.write_toml("mesh.toml", mesh)
     }
 
     /// Nodes to call first.
-    pub fn contacts(&self) -> Result<Contacts, HomeError> {
+    pub(crate) fn contacts(&self) -> Result<Contacts, HomeError> {
         Ok(self.read_toml("contacts.toml")?.unwrap_or_default())
     }
 
     /// Replaces them.
-    pub fn write_contacts(&self, contacts: &Contacts) -> Result<(), HomeError> {
+    pub(crate) fn write_contacts(&self, contacts: &Contacts) -> Result<(), HomeError> {
         self.write_toml("contacts.toml", contacts)
     }
 
     /// The node that runs from here, unless it has ended.
-    pub fn running(&self) -> Result<Option<RunFile>, HomeError> {
+    pub(crate) fn running(&self) -> Result<Option<RunFile>, HomeError> {
         match self.lock() {
             Ok(_free) => Ok(None),
-            Err(HomeError::Running(_)) => self.read_toml("run/node.toml"),
             // Without the right to lock, another user's node is what the file says.
-            Err(_) => self.read_toml("run/node.toml"),
+            Err(_) => self.read_toml("run/node.addr"),
         }
     }
 
-    /// Says where the node listens.
-    pub fn write_running(&self, run: &RunFile) -> Result<(), HomeError> {
-        self.write_toml("run/node.toml", run)
+    /// Says where the node listens. Appears whole, but need not outlive the machine's next start,
+    /// so no disk is waited for.
+    pub(crate) fn write_running(&self, run: &RunFile) -> Result<(), HomeError> {
+        let path = self.path("run/node.addr");
+        let temporary = self.path("run/node.addr.tmp");
+        let text = toml::to_string(run).expect("our own plain structs have a TOML form");
+        fs::create_dir_all(self.path("run"))
+            .and_then(|()| fs::write(&temporary, text))
+            .and_then(|()| fs::rename(&temporary, &path))
+            .map_err(|source| HomeError::Io { path, source })
     }
 
     /// Takes the folder for one running node, as long as the returned file lives.
-    pub fn lock(&self) -> Result<File, HomeError> {
+    pub(crate) fn lock(&self) -> Result<File, HomeError> {
         let path = self.path("run/lock");
-        let io = |source| HomeError::Io { path: path.clone(), source };
+        let io = |source| HomeError::Io {
+            path: path.clone(),
+            source,
+        };
         fs::create_dir_all(self.path("run")).map_err(io)?;
-        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io)?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(io)?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(TryLockError::WouldBlock) => Err(HomeError::Running(self.root.clone())),
@@ -216,22 +229,22 @@ impl Home {
     }
 
     /// Path of an identity's key.
-    pub fn key_path(&self, who: Who) -> PathBuf {
+    pub(crate) fn key_path(&self, who: Who) -> PathBuf {
         self.path(&format!("{}.key", who.name()))
     }
 
     /// Path of an identity's token.
-    pub fn token_path(&self, who: Who) -> PathBuf {
+    pub(crate) fn token_path(&self, who: Who) -> PathBuf {
         self.path(&format!("tokens/{}.token", who.name()))
     }
 
     /// The identity, made from `seed` when there is none.
-    pub fn identity_or_new(&self, who: Who, seed: &[u8; 32]) -> Result<Identity, HomeError> {
+    pub(crate) fn identity_or_new(&self, who: Who, seed: &[u8; 32]) -> Result<Identity, HomeError> {
         Ok(load_or_create_identity(&self.key_path(who), seed)?)
     }
 
     /// The identity.
-    pub fn identity(&self, who: Who) -> Result<Identity, HomeError> {
+    pub(crate) fn identity(&self, who: Who) -> Result<Identity, HomeError> {
         let path = self.key_path(who);
         if !SecretFile::new(&path).exists()? {
             return Err(match who {
@@ -243,45 +256,60 @@ impl Home {
     }
 
     /// The mesh authority's key, if it is here.
-    pub fn authority(&self) -> Result<Option<Identity>, HomeError> {
+    pub(crate) fn authority(&self) -> Result<Option<Identity>, HomeError> {
         let path = self.path("authority.key");
         let file = SecretFile::new(&path);
-        Ok(if file.exists()? { Some(load_identity(&path)?) } else { None })
+        Ok(if file.exists()? {
+            Some(load_identity(&path)?)
+        } else {
+            None
+        })
     }
 
     /// The token of an identity, if there is one.
-    pub fn token(&self, who: Who) -> Result<Option<Token>, HomeError> {
+    pub(crate) fn token(&self, who: Who) -> Result<Option<Token>, HomeError> {
         let path = self.token_path(who);
         if !SecretFile::new(&path).exists()? {
             return Ok(None);
         }
         let bytes = SecretFile::new(&path).read(MAX_TOKEN_TEXT)?;
         let text = String::from_utf8_lossy(&bytes);
-        let token = text.trim().parse().map_err(|source| HomeError::Token { path, source })?;
+        let token = text
+            .trim()
+            .parse()
+            .map_err(|source| HomeError::Token { path, source })?;
         Ok(Some(token))
     }
 
     /// Replaces it.
-    pub fn write_token(&self, who: Who, token: &Token) -> Result<(), HomeError> {
+    pub(crate) fn write_token(&self, who: Who, token: &Token) -> Result<(), HomeError> {
         let path = self.token_path(who);
         Ok(SecretFile::new(&path).replace(format!("{token}\n").as_bytes())?)
     }
 
     /// The mesh's pre-shared key.
-    pub fn psk(&self) -> Result<Psk, HomeError> {
+    pub(crate) fn psk(&self) -> Result<Psk, HomeError> {
         let path = self.path("psk");
         let text = SecretFile::new(&path).read(MAX_PSK_TEXT)?;
-        unhex(text.trim_ascii_end()).map(Psk::from_bytes).ok_or(HomeError::Psk(path))
+        unhex(text.trim_ascii_end())
+            .map(Psk::from_bytes)
+            .ok_or(HomeError::Psk(path))
     }
 
     /// Writes it.
-    pub fn write_psk(&self, psk: &Psk) -> Result<(), HomeError> {
-        let hex: String = psk.as_bytes().iter().map(|b| format!("{b:02x}")).collect();
+    pub(crate) fn write_psk(&self, psk: &Psk) -> Result<(), HomeError> {
+        let mut hex = String::new();
+        for byte in psk.as_bytes() {
+            write!(hex, "{byte:02x}").expect("a string takes all that is written");
+        }
         Ok(SecretFile::new(&self.path("psk")).replace(format!("{hex}\n").as_bytes())?)
     }
 
     /// Reads a TOML file of the folder, if it is there.
-    pub fn read_toml<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, HomeError> {
+    pub(crate) fn read_toml<T: DeserializeOwned>(
+        &self,
+        name: &str,
+    ) -> Result<Option<T>, HomeError> {
         let path = self.path(name);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
@@ -290,7 +318,10 @@ impl Home {
         };
         toml::from_str(&text)
             .map(Some)
-            .map_err(|source| HomeError::Toml { path, source: Box::new(source) })
+            .map_err(|source| HomeError::Toml {
+                path,
+                source: Box::new(source),
+            })
     }
 
     /// These files are no secrets, but they appear whole or not at all, as secrets do.
@@ -321,7 +352,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let home = Home::new(folder.path().join("home"));
         assert!(matches!(home.mesh(), Err(HomeError::NoMesh(_))));
-        assert!(matches!(home.identity(Who::User), Err(HomeError::NoUser(_))));
+        assert!(matches!(
+            home.identity(Who::User),
+            Err(HomeError::NoUser(_))
+        ));
 
         let psk = Psk::from_bytes([0xa7; 32]);
         home.write_psk(&psk).unwrap();
@@ -329,12 +363,21 @@ mod tests {
 
         let node = home.identity_or_new(Who::Node, &[3; 32]).unwrap().node_id();
         assert_eq!(home.identity(Who::Node).unwrap().node_id(), node);
-        let mesh = MeshFile { authority: node, name: "a".into(), roles: [Role::Agent].into() };
+        let mesh = MeshFile {
+            authority: node,
+            name: "a".into(),
+            roles: [Role::Agent].into(),
+        };
         home.write_mesh(&mesh).unwrap();
         assert_eq!(home.mesh().unwrap(), mesh);
 
-        let contact = Contact { node, addrs: vec!["127.0.0.1:9".parse().unwrap()] };
-        let contacts = Contacts { contact: vec![contact] };
+        let contact = Contact {
+            node,
+            addrs: vec!["127.0.0.1:9".parse().unwrap()],
+        };
+        let contacts = Contacts {
+            contact: vec![contact],
+        };
         home.write_contacts(&contacts).unwrap();
         assert_eq!(home.contacts().unwrap(), contacts);
     }
@@ -348,9 +391,14 @@ mod tests {
             node: Identity::from_seed(&[1; 32]).node_id(),
             addrs: vec![],
             roles: BTreeSet::new(),
+            ready: false,
         };
         home.write_running(&run).unwrap();
-        assert_eq!(home.running().unwrap(), None, "a stale file names no running node");
+        assert_eq!(
+            home.running().unwrap(),
+            None,
+            "a stale file names no running node"
+        );
         let held = home.lock().unwrap();
         assert!(matches!(home.lock(), Err(HomeError::Running(_))));
         assert_eq!(home.running().unwrap(), Some(run));

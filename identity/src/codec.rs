@@ -42,8 +42,8 @@ where
 }
 
 /// For `#[serde(deserialize_with)]`: a list of at most `MAX` items. A longer one is refused at its
-/// length, before memory is set aside for it.
-pub(crate) fn bounded_vec<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+/// length, before memory is set aside for it or an item is decoded.
+pub fn bounded_vec<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,

@@ -16,30 +16,21 @@ pub struct Domain(&'static str);
 impl Domain {
     /// A link of a permission token.
     pub const TOKEN: Self = Self("meshwork/token/v1");
-    /// An issuer's word that a joiner redeemed a ticket.
-    pub const ADMISSION: Self = Self("meshwork/admission/v1");
     /// A node's description of itself.
     pub const ANNOUNCEMENT: Self = Self("meshwork/announcement/v1");
-    /// A node's frequently changing free amounts.
-    pub const AVAILABILITY: Self = Self("meshwork/availability/v1");
     /// The withdrawal of a token or a node.
     pub const REVOCATION: Self = Self("meshwork/revocation/v1");
     /// A user's order that a manager carries to an agent.
     pub const WARRANT: Self = Self("meshwork/warrant/v1");
-    /// A node's proof inside the Noise handshake.
-    pub const NOISE_BINDING: Self = Self("meshwork/noise-binding/v1");
     /// The name of a mesh, hashed from its authority's key. Nothing is signed under it.
     pub const MESH_ID: Self = Self("meshwork/mesh-id/v1");
 
     /// Every domain, for the test that holds them apart.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 5] = [
         Self::TOKEN,
-        Self::ADMISSION,
         Self::ANNOUNCEMENT,
-        Self::AVAILABILITY,
         Self::REVOCATION,
         Self::WARRANT,
-        Self::NOISE_BINDING,
         Self::MESH_ID,
     ];
 

@@ -67,6 +67,11 @@ impl Envelope {
         Ok(&self.body)
     }
 
+    /// The encoded content as it came: anybody may have written it.
+    pub fn unverified_body(&self) -> &[u8] {
+        &self.body
+    }
+
     /// Who claims to have signed; true once [`Envelope::open`] succeeded.
     pub fn signer(&self) -> NodeId {
         self.signer

@@ -27,7 +27,7 @@ pub use admission::{
     AdmissionBook, AdmissionError, AdmissionRecord, AdmissionTerms, MAX_ADMISSION_USES,
     MAX_ADMISSIONS,
 };
-pub use codec::DecodeError;
+pub use codec::{DecodeError, bounded_vec};
 pub use domain::Domain;
 pub use envelope::{Envelope, EnvelopeError, MAX_ENVELOPE_BODY};
 pub use key::{

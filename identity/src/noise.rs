@@ -41,12 +41,15 @@ pub trait Entropy: Send + Sync + fmt::Debug {
     fn fill(&self, out: &mut [u8]);
 }
 
-/// The pre-shared keys of a mesh: one in use, and during a rotation the one before it.
+/// The pre-shared keys of a mesh: one in use, and during a rotation a second one.
+///
+/// A node that dials with a key which its peer does not accept meets silence. So a rotation without a
+/// gap gives every node the new key as the second one first, and only then makes it the current one.
 #[derive(Debug, Clone)]
 pub struct PskSet {
     /// The key that this node dials with, and accepts.
     pub current: Psk,
-    /// A key that this node still accepts.
+    /// A key that this node accepts too.
     pub previous: Option<Psk>,
 }
 

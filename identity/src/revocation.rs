@@ -13,8 +13,9 @@ use crate::{
     codec::{self, DecodeError},
 };
 
-/// Most revocations that a node holds. Only admins can fill it, and what is past its time leaves,
-/// so this bounds memory (some 40 MB) against a stolen admin key, not daily work.
+/// Most revocations that a node takes from admins. Only they can fill it, and what is past its time
+/// leaves, so this bounds memory (some 40 MB) against a stolen admin key, not daily work. The
+/// authority always has room: else that admin could not be revoked any more.
 pub const MAX_REVOCATIONS: usize = 65_536;
 /// Most bytes of an encoded revocation: a token and a small envelope.
 pub const MAX_REVOCATION_BYTES: usize = crate::MAX_TOKEN_BYTES + 512;
@@ -76,7 +77,7 @@ pub enum RevocationError {
     /// What it revokes has expired meanwhile.
     #[error("the revocation was to be kept until {0} only")]
     Obsolete(Timestamp),
-    /// [`MAX_REVOCATIONS`] are held already.
+    /// [`MAX_REVOCATIONS`] are held already, and the signer is not the authority.
     #[error("this node holds {MAX_REVOCATIONS} revocations already")]
     Full,
 }
@@ -194,6 +195,13 @@ struct Held {
     statement: Revocation,
 }
 
+impl Held {
+    /// Of two statements about the same, every node keeps the one of higher rank.
+    fn rank(&self, root: &NodeId) -> (bool, Timestamp) {
+        (self.statement.signer() == *root, self.notice.keep_until)
+    }
+}
+
 impl Revocations {
     /// None yet.
     pub fn new() -> Self {
@@ -201,9 +209,10 @@ impl Revocations {
     }
 
     /// Checks and adds one. True when it is new, and so to be passed on: when nothing revoked the
-    /// same before, or not for as long.
+    /// same before, or not for as long, or an admin did and now the authority does.
     ///
-    /// Admins' tokens are checked against the revocations held so far.
+    /// Admins' tokens are checked against the revocations held so far. The authority's word is not
+    /// replaced by an admin's, which newcomers refuse once that admin is revoked itself.
     pub fn insert(
         &mut self,
         statement: Revocation,
@@ -217,11 +226,13 @@ impl Revocations {
             tolerance,
             revocations: self,
         })?;
+        let by_authority = statement.signer() == *root;
+        let rank = (by_authority, notice.keep_until);
         let known = self.held.get(&notice.what);
-        if known.is_some_and(|known| known.notice.keep_until >= notice.keep_until) {
+        if known.is_some_and(|known| known.rank(root) >= rank) {
             return Ok(false);
         }
-        if known.is_none() && self.held.len() >= MAX_REVOCATIONS {
+        if known.is_none() && !by_authority && self.held.len() >= MAX_REVOCATIONS {
             return Err(RevocationError::Full);
         }
         self.held.insert(notice.what, Held { notice, statement });
@@ -259,5 +270,55 @@ impl Revocations {
     /// Whether none is held.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CLOCK_TOLERANCE, Limits, Scopes, TokenRequest};
+
+    const NOW: Timestamp = Timestamp::from_secs(1000);
+
+    fn notice(what: Revoked) -> RevocationNotice {
+        RevocationNotice {
+            what,
+            issued_at: NOW,
+            keep_until: Timestamp::MAX,
+        }
+    }
+
+    #[test]
+    fn a_stolen_admin_key_fills_the_store_but_does_not_lock_the_authority_out() {
+        let [authority, thief, other] = [0, 1, 2].map(|n| Identity::from_seed(&[n; 32]));
+        let request = TokenRequest {
+            subject: thief.node_id(),
+            scopes: Scopes::from([Scope::Admin]),
+            resource: Resource::any(),
+            not_before: None,
+            ttl: Duration::from_hours(1),
+            depth: 0,
+            limits: Limits::none(),
+        };
+        let proof = Token::issue_root(&authority, request, NOW, [1; 16]).unwrap();
+        let victim = notice(Revoked::Node(other.node_id()));
+        let by_thief = Revocation::by_admin(&thief, proof, &victim).unwrap();
+        let mut revocations = Revocations::new();
+        for n in 0..MAX_REVOCATIONS {
+            let mut id = [0; 32];
+            id[..8].copy_from_slice(&n.to_be_bytes());
+            let notice = notice(Revoked::Token(TokenId::from_bytes(id)));
+            let statement = by_thief.clone();
+            revocations
+                .held
+                .insert(notice.what, Held { notice, statement });
+        }
+        let root = authority.node_id();
+        let mut insert = |statement| revocations.insert(statement, &root, NOW, CLOCK_TOLERANCE);
+        assert_eq!(insert(by_thief), Err(RevocationError::Full));
+        let end = notice(Revoked::Node(thief.node_id()));
+        let end = Revocation::by_authority(&authority, &end).unwrap();
+        assert_eq!(insert(end), Ok(true));
+        assert!(revocations.contains_node(&thief.node_id()));
     }
 }

@@ -162,7 +162,8 @@ impl FromStr for Subnet {
     }
 }
 
-/// What a node says about itself.
+/// What a node says about itself. What changes with every announcement stands first, so that a
+/// renewal is known by the bytes that follow.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announcement {
     /// Larger than in every earlier announcement of the node; persisted before it is sent.

@@ -82,6 +82,7 @@ impl KernelSpec {
         }
         let lists = [
             self.command.len(),
+            self.entrypoint.as_ref().map_or(0, Vec::len),
             self.env.len(),
             self.labels.len(),
             self.mounts.len(),
@@ -118,14 +119,33 @@ impl KernelSpec {
         for mount in &self.mounts {
             mount.check()?;
         }
-        if self.resources.cpu_millis == 0 || self.resources.mem < MIN_MEMORY {
+        if let Some(path) = self.workdir.as_ref().filter(|path| !is_absolute(path)) {
             return fail(format!(
+                "workdir: `{}` is no absolute path",
+                path.escape_debug()
+            ));
+        }
+        self.check_resources()
+    }
+
+    fn check_resources(&self) -> Result<(), RpcError> {
+        let fail = |what: &str| Err(RpcError::invalid(what).reason("spec"));
+        if self.resources.cpu_millis == 0 || self.resources.mem < MIN_MEMORY {
+            return fail(&format!(
                 "resources: at least 0.001 cpu and {} MiB of memory",
                 MIN_MEMORY >> 20
             ));
         }
         if self.resources.shm > self.resources.mem {
-            return fail("resources: shared memory lies inside `mem` and cannot be larger".into());
+            return fail("resources: shared memory lies inside `mem` and cannot be larger");
+        }
+        if self
+            .resources
+            .gpu
+            .as_ref()
+            .is_some_and(|gpu| gpu.count == 0)
+        {
+            return fail("resources: a GPU request is for one device or more");
         }
         Ok(())
     }
@@ -143,10 +163,9 @@ impl Mount {
                 self.volume.escape_debug()
             ));
         }
-        let clean = self.target.starts_with('/')
+        let clean = is_absolute(&self.target)
             && self.target.len() > 1
-            && self.target.len() <= 4096
-            && !self.target.contains(['\0', ':', ','])
+            && !self.target.contains([':', ','])
             && !self
                 .target
                 .split('/')
@@ -166,6 +185,11 @@ impl Mount {
         }
         Ok(())
     }
+}
+
+/// Whether `path` is one that Linux takes (`PATH_MAX`), from the root.
+fn is_absolute(path: &str) -> bool {
+    path.starts_with('/') && path.len() < 4096 && !path.contains('\0')
 }
 
 /// Whether `text` is a name of ours: 1 to 64 of `a-z 0-9 . _ -`, starting with a letter or digit.
@@ -298,6 +322,7 @@ pub struct KernelView {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::slots::GpuRequest;
 
     fn spec() -> KernelSpec {
         KernelSpec {
@@ -341,6 +366,22 @@ mod tests {
                 "{volume} {target}"
             );
         }
+        for (workdir, fits) in [("/srv", true), ("srv", false), ("", false), ("/a\0", false)] {
+            let workdir = Some(workdir.to_owned());
+            assert_eq!(KernelSpec { workdir, ..spec() }.check().is_ok(), fits);
+        }
+        let mut none = spec();
+        none.resources.gpu = Some(GpuRequest::default());
+        assert!(none.check().is_err(), "no GPU is not a GPU request");
+        let entrypoint = Some(vec![String::new(); MAX_LIST + 1]);
+        assert!(
+            KernelSpec {
+                entrypoint,
+                ..spec()
+            }
+            .check()
+            .is_err()
+        );
         let env = BTreeMap::from([("A=B".to_owned(), String::new())]);
         assert!(KernelSpec { env, ..spec() }.check().is_err());
         let labels = BTreeMap::from([("ai.meshwork.owner".to_owned(), String::new())]);

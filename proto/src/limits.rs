@@ -13,7 +13,7 @@ pub const MAX_ANNOUNCEMENT: usize = 4 * 1024;
 /// How many times an announcement is forwarded before it stops.
 pub const MAX_HOPS: u8 = 16;
 
-/// Announcements carried by one `mesh/announce` call.
+/// Announcements carried by one `mesh/announce` call, and revocations by one `mesh/revoke`.
 pub const MAX_ANNOUNCEMENTS_PER_CALL: usize = 256;
 
 /// Tokens that a peer may present on one connection.

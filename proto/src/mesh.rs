@@ -4,15 +4,19 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use meshwork_identity::{Contact, Limits, NodeId, Revocation, Scopes, Timestamp, Token};
+use meshwork_identity::{
+    Contact, Limits, NodeId, Revocation, Scopes, Timestamp, Token, bounded_vec,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::announcement::{Role, SignedAnnouncement};
+use crate::limits::{MAX_ANNOUNCEMENTS_PER_CALL, MAX_TOKENS_PER_PEER};
 
 /// First thing that each side of a connection sends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Present {
-    /// The caller's tokens.
+    /// The caller's tokens, at most [`MAX_TOKENS_PER_PEER`].
+    #[serde(deserialize_with = "bounded_vec::<_, _, MAX_TOKENS_PER_PEER>")]
     pub tokens: Vec<Token>,
     /// Meshwork's version, for people.
     pub version: String,
@@ -24,8 +28,10 @@ pub struct Present {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Presented {
     /// Per token: nothing, or why it was refused (`expired`, `revoked`, …) with a sentence.
+    #[serde(deserialize_with = "bounded_vec::<_, _, MAX_TOKENS_PER_PEER>")]
     pub refused: Vec<Option<(String, String)>>,
     /// The callee's own tokens, so that one exchange serves both sides.
+    #[serde(deserialize_with = "bounded_vec::<_, _, MAX_TOKENS_PER_PEER>")]
     pub tokens: Vec<Token>,
     /// The callee's clock.
     pub now: Timestamp,
@@ -88,14 +94,17 @@ pub struct Invited {
 /// Carries announcements.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announce {
-    /// At most [`crate::limits::MAX_ANNOUNCEMENTS_PER_CALL`].
+    /// At most [`MAX_ANNOUNCEMENTS_PER_CALL`].
+    #[serde(deserialize_with = "bounded_vec::<_, _, MAX_ANNOUNCEMENTS_PER_CALL>")]
     pub items: Vec<SignedAnnouncement>,
 }
 
 /// Carries revocations.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revoke {
-    /// Signed by the authority or by a holder of scope `admin`.
+    /// Signed by the authority or by a holder of scope `admin`; at most
+    /// [`MAX_ANNOUNCEMENTS_PER_CALL`].
+    #[serde(deserialize_with = "bounded_vec::<_, _, MAX_ANNOUNCEMENTS_PER_CALL>")]
     pub items: Vec<Revocation>,
 }
 

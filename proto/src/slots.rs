@@ -71,6 +71,9 @@ impl FromStr for GpuRequest {
                 request.count = count;
                 counted = true;
             } else if let Some((low, high)) = part.split_once("..") {
+                if request.min_vram.is_some() || request.max_vram.is_some() {
+                    return Err(fail(part));
+                }
                 let size = |s: &str| s.parse::<ByteSize>().map(|b| b.0).map_err(|_| fail(part));
                 if !low.is_empty() {
                     request.min_vram = Some(size(low)?);
@@ -82,11 +85,14 @@ impl FromStr for GpuRequest {
                     return Err(fail(part));
                 }
             } else if part.starts_with(|c: char| c.is_ascii_digit())
-                && part.parse::<ByteSize>().is_ok()
+                && let Ok(ByteSize(exact)) = part.parse()
+                && request.min_vram.is_none()
+                && request.max_vram.is_none()
             {
-                let exact = part.parse::<ByteSize>().map_err(|_| fail(part))?.0;
                 (request.min_vram, request.max_vram) = (Some(exact), Some(exact));
-            } else if VENDORS.contains(&part.to_ascii_lowercase().as_str()) {
+            } else if VENDORS.contains(&part.to_ascii_lowercase().as_str())
+                && request.vendor.is_none()
+            {
                 request.vendor = Some(part.to_ascii_lowercase());
             } else if !part.is_empty() && request.model.is_none() {
                 request.model = Some((*part).to_owned());
@@ -265,11 +271,7 @@ impl Capacity {
                 missing.push(Shortage {
                     slot: "gpu".into(),
                     needed: gpu.to_string(),
-                    free: format!(
-                        "{fitting} fitting of {} free of {}",
-                        self.gpus.iter().filter(|g| g.is_free()).count(),
-                        self.gpus.len()
-                    ),
+                    free: format!("{fitting} of {} fit and are", self.gpus.len()),
                 });
             }
         }
@@ -312,7 +314,17 @@ mod tests {
             "80GB".parse::<GpuRequest>().unwrap().max_vram,
             Some(80_000_000_000)
         );
-        for text in ["", "0", "..", "1:1", "48GB..24GB", "H100:A100", "4XB.."] {
+        for text in [
+            "",
+            "0",
+            "..",
+            "1:1",
+            "48GB..24GB",
+            "H100:A100",
+            "4XB..",
+            "40GB..:80GB..",
+            "nvidia:amd:H100",
+        ] {
             assert!(text.parse::<GpuRequest>().is_err(), "{text}");
         }
     }

@@ -21,6 +21,7 @@ use crate::ports::Known;
 use crate::query::{Query, View};
 use bits::Bits;
 pub use check::MAX_TTL;
+use check::{Head, Said};
 use index::Index;
 use record::{Held, Record};
 pub use refusal::{Refusals, RefusedBy};
@@ -107,13 +108,22 @@ impl AnnouncementStore {
         if held.is_some_and(|held| held.signed.envelope == signed.envelope) {
             return Received::Duplicate;
         }
+        if !self.has_room(record) {
+            return self.refuse(RefusedBy::StoreFull);
+        }
         match check::received(&signed, record, trust) {
-            Ok((body, grant)) => self.accept(signed, body, grant, trust.now),
+            Ok((head, said, grant)) => {
+                let expires = head.expires_at().min(grant.deadline());
+                let forward = (signed.hops < MAX_HOPS).then(|| signed.hops + 1);
+                let known = self.insert(signed, head, said, Some(grant), expires, trust.now);
+                Received::Stored { known, forward }
+            }
             Err(refusal) => self.refuse(refusal),
         }
     }
 
-    /// Takes this node's own announcement. `now` is only compared with its expiry.
+    /// Takes this node's own announcement; for it there is always room. `now` is only compared with
+    /// its expiry.
     pub fn insert_own(
         &mut self,
         signed: SignedAnnouncement,
@@ -122,38 +132,23 @@ impl AnnouncementStore {
         if signed.node() != self.local {
             return Err(RefusedBy::BadSignature);
         }
-        let body = check::open(&signed)?;
-        check::version(self.records.get(&self.local), body.version)?;
-        let expires = body.expires_at();
-        if expires <= now {
-            return Err(RefusedBy::Expired { at: expires });
-        }
-        self.insert(signed, body, None, expires, now)
+        let (head, said) = check::own(&signed, self.records.get(&self.local), now)?;
+        Ok(self.insert(signed, head, said, None, head.expires_at(), now))
     }
 
+    /// Only a version that this node does not know of is worth a signature.
     fn receive_own(&mut self, signed: &SignedAnnouncement) -> Received {
         let record = self.records.get(&self.local);
         let known = record.map_or(0, |record| record.version);
-        match check::open(signed) {
-            Ok(body) if body.version > known => Received::OwnAhead {
-                version: body.version,
-            },
+        let claimed = check::claimed(signed).and_then(|head| {
+            if head.version > known {
+                check::open(signed, None)?;
+            }
+            Ok(head.version)
+        });
+        match claimed {
+            Ok(version) if version > known => Received::OwnAhead { version },
             Ok(_) => Received::Duplicate,
-            Err(refusal) => self.refuse(refusal),
-        }
-    }
-
-    fn accept(
-        &mut self,
-        signed: SignedAnnouncement,
-        body: Announcement,
-        grant: Grant,
-        now: Timestamp,
-    ) -> Received {
-        let expires = body.expires_at().min(grant.deadline());
-        let forward = (signed.hops < MAX_HOPS).then(|| signed.hops + 1);
-        match self.insert(signed, body, Some(Box::new(grant)), expires, now) {
-            Ok(known) => Received::Stored { known, forward },
             Err(refusal) => self.refuse(refusal),
         }
     }
@@ -163,32 +158,48 @@ impl AnnouncementStore {
         Received::Refused(refusal)
     }
 
+    /// Whether there is room for an announcement of another node, given its record.
+    fn has_room(&self, record: Option<&Record>) -> bool {
+        let most_records = self.max_nodes.saturating_mul(RECORDS_PER_NODE);
+        let is_held = record.is_some_and(|record| record.held.is_some());
+        (is_held || self.held < self.max_nodes)
+            && (record.is_some() || self.records.len() < most_records)
+    }
+
     /// Stores what was checked.
     fn insert(
         &mut self,
         signed: SignedAnnouncement,
-        body: Announcement,
-        grant: Option<Box<Grant>>,
+        head: Head,
+        said: Said,
+        grant: Option<Arc<Grant>>,
         expires: Timestamp,
         now: Timestamp,
-    ) -> Result<Known, RefusedBy> {
+    ) -> Known {
         let node = signed.node();
-        self.check_room(&node)?;
         let record = self.records.entry(node).or_insert_with(|| Record::new(now));
         self.agenda.remove(&(record.changes_at(), node));
-        record.saw(&body, now);
-        let body = Arc::new(body);
-        let slot = if let Some(old) = &record.held {
-            self.index.replace(old.slot, &node, &old.body, &body);
-            old.slot
-        } else {
-            self.held += 1;
-            let slot = self.free.pop().unwrap_or_else(|| {
-                self.slots.push(None);
-                u32::try_from(self.slots.len() - 1).expect("fewer nodes than u32 holds")
-            });
-            self.index.insert(slot, &node, &body);
-            slot
+        record.saw(&head, now);
+        let (slot, body) = match (record.held.take(), said) {
+            (Some(old), Said::Again) => {
+                self.slots[old.slot as usize] = None;
+                (old.slot, renewed(old.body, head))
+            }
+            (Some(old), Said::Anew(body)) => {
+                self.index.remove(old.slot, &node, &old.body);
+                self.index.insert(old.slot, &node, &body);
+                (old.slot, body)
+            }
+            (None, Said::Anew(body)) => {
+                self.held += 1;
+                let slot = self.free.pop().unwrap_or_else(|| {
+                    self.slots.push(None);
+                    u32::try_from(self.slots.len() - 1).expect("fewer nodes than u32 holds")
+                });
+                self.index.insert(slot, &node, &body);
+                (slot, body)
+            }
+            (None, Said::Again) => unreachable!("only what is held is said again"),
         };
         let known = (node, Arc::clone(&body));
         self.slots[slot as usize] = Some(known.clone());
@@ -200,20 +211,7 @@ impl AnnouncementStore {
             grant,
         });
         self.agenda.insert((record.changes_at(), node));
-        Ok(known)
-    }
-
-    /// Whether there is room for an announcement of this node. For our own there always is.
-    fn check_room(&self, node: &NodeId) -> Result<(), RefusedBy> {
-        let record = self.records.get(node);
-        let is_held = record.is_some_and(|record| record.held.is_some());
-        let most_records = self.max_nodes.saturating_mul(RECORDS_PER_NODE);
-        let no_place = !is_held && self.held >= self.max_nodes;
-        let no_record = record.is_none() && self.records.len() >= most_records;
-        if *node != self.local && (no_place || no_record) {
-            return Err(RefusedBy::StoreFull);
-        }
-        Ok(())
+        known
     }
 
     /// Drops what does not hold any more; its nodes, by the time of their expiry.
@@ -368,6 +366,13 @@ impl AnnouncementStore {
             .filter_map(|(_, slot)| self.slots[slot as usize].clone())
             .collect()
     }
+}
+
+/// The same under a new head; in place, where nobody else looks at it.
+fn renewed(mut body: Arc<Announcement>, head: Head) -> Arc<Announcement> {
+    let same = Arc::make_mut(&mut body);
+    (same.version, same.issued_at, same.ttl) = (head.version, head.issued_at, head.ttl);
+    body
 }
 
 /// How much more sorting costs for each hit than walking for each node.

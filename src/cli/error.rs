@@ -5,26 +5,29 @@ use std::fmt;
 use std::io;
 
 use meshwork_identity::TokenError;
+use meshwork_mesh::MeshError;
 use meshwork_proto::manager::STATUS_NOT_PLACED;
 use meshwork_proto::{RpcError, Status};
 
+use super::out::clean;
+
 /// Exit codes (`market.md` §5). Attached runs and `exec` end with the container's own code.
-pub const EXIT_ERROR: u8 = 1;
+pub(crate) const EXIT_ERROR: u8 = 1;
 /// No node fits.
-pub const EXIT_NOT_PLACED: u8 = 2;
+pub(crate) const EXIT_NOT_PLACED: u8 = 2;
 /// No token allows it.
-pub const EXIT_DENIED: u8 = 3;
+pub(crate) const EXIT_DENIED: u8 = 3;
 /// The peer cannot be reached.
-pub const EXIT_UNREACHABLE: u8 = 4;
+pub(crate) const EXIT_UNREACHABLE: u8 = 4;
 
 /// The stable code of an error: `E204`. A number is never given to another meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Code(u16);
+pub(crate) struct Code(u16);
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $number:literal;)*) => {
         impl Code {
-            $($(#[$doc])* pub const $name: Self = Self($number);)*
+            $($(#[$doc])* pub(crate) const $name: Self = Self($number);)*
             /// Every code, in order.
             #[cfg(test)]
             const ALL: &[Self] = &[$(Self::$name),*];
@@ -103,7 +106,7 @@ codes! {
 
 impl Code {
     /// The exit code that goes with it.
-    pub fn exit(self) -> u8 {
+    pub(crate) fn exit(self) -> u8 {
         match self {
             Self::NOT_PLACED => EXIT_NOT_PLACED,
             Self(300..400) => EXIT_DENIED,
@@ -121,7 +124,7 @@ impl fmt::Display for Code {
 
 /// A failed command.
 #[derive(Debug)]
-pub struct CliError {
+pub(crate) struct CliError {
     /// Which.
     pub code: Code,
     /// One sentence: the thing and the cause.
@@ -132,31 +135,47 @@ pub struct CliError {
 
 impl CliError {
     /// An error with its sentence.
-    pub fn new(code: Code, message: impl fmt::Display) -> Self {
-        Self { code, message: message.to_string(), fix: None }
+    pub(crate) fn new(code: Code, message: impl fmt::Display) -> Self {
+        Self {
+            code,
+            message: message.to_string(),
+            fix: None,
+        }
     }
 
     /// The same error with what can be done about it.
     #[must_use]
-    pub fn fix(mut self, fix: impl fmt::Display) -> Self {
+    pub(crate) fn fix(mut self, fix: impl fmt::Display) -> Self {
         self.fix = Some(fix.to_string());
         self
     }
 
     /// A file that could not be used.
-    pub fn file(path: &std::path::Path, error: &io::Error) -> Self {
+    pub(crate) fn file(path: &std::path::Path, error: &io::Error) -> Self {
         Self::new(Code::IO, format!("{}: {error}", path.display()))
     }
 }
 
-/// `error[E204] sentence. fix: …`
+/// `error[E204] sentence. fix: …`, or where the message has more lines (a caret under a column, a
+/// reason for each node), the fix on a line of its own.
 impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let message = super::out::clean(self.message.trim_end_matches('.'));
-        write!(f, "error[{}] {message}.", self.code)?;
+        let message = self.message.trim_end().trim_end_matches('.');
+        let mut lines = message.lines();
+        write!(
+            f,
+            "error[{}] {}",
+            self.code,
+            clean(lines.next().unwrap_or_default())
+        )?;
+        let mut gap = ". ";
+        for line in lines {
+            write!(f, "\n{}", clean(line))?;
+            gap = "\n";
+        }
         match &self.fix {
-            Some(fix) => write!(f, " fix: {}", super::out::clean(fix)),
-            None => Ok(()),
+            Some(fix) => write!(f, "{gap}fix: {}", clean(fix)),
+            None => f.write_str(gap.trim_end()),
         }
     }
 }
@@ -165,30 +184,42 @@ impl From<RpcError> for CliError {
     fn from(error: RpcError) -> Self {
         let code = rpc_code(error.status, &error.reason);
         let fix = error.fix.or_else(|| default_fix(code).map(str::to_owned));
-        Self { code, message: error.message, fix }
+        Self {
+            code,
+            message: error.message,
+            fix,
+        }
     }
 }
 
 fn rpc_code(status: Status, reason: &str) -> Code {
     match (status, reason) {
         (Status::App(STATUS_NOT_PLACED), _) => Code::NOT_PLACED,
-        (_, "expired" | "token_expired" | "ticket_expired") => Code::EXPIRED,
-        (_, "revoked" | "token_revoked") => Code::REVOKED,
-        (_, reason) if reason.starts_with("ticket") => Code::TICKET,
-        (Status::Unauthenticated, _) => Code::NO_TOKEN,
-        (Status::Denied, _) => Code::DENIED,
-        (_, "image" | "image_missing" | "pull" | "image_pull") => Code::IMAGE,
+        (Status::Unauthenticated | Status::Denied, reason) => denial_code(status, reason),
         (Status::Invalid, "spec" | "query") => Code::SPEC,
         (Status::Invalid, _) => Code::INVALID,
         (Status::NotFound, _) => Code::NOT_FOUND,
         (Status::ResourceExhausted, _) => Code::EXHAUSTED,
         (Status::Conflict, _) => Code::CONFLICT,
         (Status::Cancelled, _) => Code::CANCELLED,
+        (Status::Timeout, _) | (Status::NoRoute, "no_answer") => Code::TIMEOUT,
         (Status::NoRoute, _) => Code::NO_ROUTE,
-        (Status::Timeout, _) => Code::TIMEOUT,
         (Status::Unavailable, _) => Code::UNAVAILABLE,
         (Status::Backpressure, _) => Code::BACKPRESSURE,
         (Status::Internal | Status::App(_), _) => Code::INTERNAL,
+    }
+}
+
+/// The reasons are the kinds of `TokenError` and what the admission of newcomers says.
+fn denial_code(status: Status, reason: &str) -> Code {
+    match reason {
+        "expired" | "ticket_expired" | "order_expired" => Code::EXPIRED,
+        "revoked" => Code::REVOKED,
+        "malformed" | "invalid_signature" | "untrusted_root" | "not_yet_valid"
+        | "wrong_subject" => Code::TOKEN,
+        reason if reason.starts_with("ticket_") => Code::TICKET,
+        _ if status == Status::Unauthenticated => Code::NO_TOKEN,
+        _ => Code::DENIED,
     }
 }
 
@@ -204,6 +235,31 @@ fn default_fix(code: Code) -> Option<&'static str> {
     })
 }
 
+impl From<MeshError> for CliError {
+    fn from(error: MeshError) -> Self {
+        match error {
+            MeshError::Bind(_) => Self::new(Code::START, chain(&error))
+                .fix("another node may use the port: --listen [::]:PORT"),
+            MeshError::Rpc(error) => error.into(),
+            MeshError::Timeout { node, after } => Self::new(
+                Code::TIMEOUT,
+                format_args!("node {} did not answer within {:.0} s", node.short(), after.as_secs_f64()),
+            )
+            .fix("is it up, and its UDP port open? it is silent to other pre-shared keys: meshwork doctor"),
+            error => {
+                let text = chain(&error);
+                Self { message: text, ..RpcError::from(error).into() }
+            }
+        }
+    }
+}
+
+/// An error and what caused it.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
 impl From<TokenError> for CliError {
     fn from(error: TokenError) -> Self {
         let code = match error.kind() {
@@ -215,8 +271,12 @@ impl From<TokenError> for CliError {
     }
 }
 
+/// A closed pipe gets no message: who would read on has gone (`meshwork logs … | head`).
 impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self::new(Code::IO, "");
+        }
         Self::new(Code::IO, error)
     }
 }
@@ -236,7 +296,11 @@ mod tests {
             assert!(docs.contains(&row), "docs/errors.md lacks `{row}`");
         }
         let rows = docs.lines().filter(|line| line.starts_with("| E")).count();
-        assert_eq!(rows, Code::ALL.len(), "docs/errors.md has a code that does not exist");
+        assert_eq!(
+            rows,
+            Code::ALL.len(),
+            "docs/errors.md has a code that does not exist"
+        );
     }
 
     #[test]
@@ -260,6 +324,11 @@ mod tests {
     #[test]
     fn hostile_text_does_not_reach_the_terminal() {
         let error = CliError::new(Code::DENIED, "no \u{1b}[2J\u{202e}way.\n").fix("try\u{7}");
-        assert_eq!(error.to_string(), "error[E302] no [2Jway. . fix: try");
+        assert_eq!(error.to_string(), "error[E302] no [2Jway. fix: try");
+        let error = CliError::new(Code::SPEC, "column 3\n  a b\u{1b}\n    ^").fix("x");
+        assert_eq!(
+            error.to_string(),
+            "error[E202] column 3\n  a b\n    ^\nfix: x"
+        );
     }
 }

@@ -2,8 +2,8 @@
 
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
 
-use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use super::error::CliError;
 
 /// Form of a result.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
+pub(crate) enum Format {
     /// Columns for people.
     #[default]
     Table,
@@ -25,7 +25,7 @@ pub enum Format {
 
 /// Where results go.
 #[derive(Debug, Clone, Copy)]
-pub struct Out {
+pub(crate) struct Out {
     /// Form of results.
     pub format: Format,
     /// Ids only, no remarks.
@@ -35,7 +35,7 @@ pub struct Out {
 }
 
 /// Something shown in a table.
-pub trait Row: Serialize {
+pub(crate) trait Row: Serialize {
     /// Column heads.
     fn head(wide: bool) -> Vec<&'static str>;
     /// Cells, as many as heads. They are cleaned before they are shown.
@@ -46,23 +46,27 @@ pub trait Row: Serialize {
 
 impl Out {
     /// Output of this form; colours when the terminal and the user allow them.
-    pub fn new(format: Format, quiet: bool, no_color: bool) -> Self {
+    pub(crate) fn new(format: Format, quiet: bool, no_color: bool) -> Self {
         let wanted = !no_color && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        Self { format, quiet, colour: wanted && io::stdout().is_terminal() }
+        Self {
+            format,
+            quiet,
+            colour: wanted && io::stdout().is_terminal(),
+        }
     }
 
     /// Whether results are for programs.
-    pub fn is_machine(&self) -> bool {
+    pub(crate) fn is_machine(self) -> bool {
         matches!(self.format, Format::Json | Format::Yaml)
     }
 
     /// Whether progress may be drawn.
-    pub fn is_live(&self) -> bool {
+    pub(crate) fn is_live(self) -> bool {
         !self.quiet && !self.is_machine() && io::stderr().is_terminal()
     }
 
     /// Prints a list.
-    pub fn list<T: Row>(&self, rows: &[T]) -> Result<(), CliError> {
+    pub(crate) fn list<T: Row>(self, rows: &[T]) -> Result<(), CliError> {
         if self.is_machine() {
             return self.value(&rows);
         }
@@ -70,21 +74,17 @@ impl Out {
             return self.data(&rows.iter().map(|row| row.id() + "\n").collect::<String>());
         }
         let wide = self.format == Format::Wide;
-        let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(T::head(wide));
-        for row in rows {
-            table.add_row(row.cells(wide).iter().map(|cell| clean(cell)));
-        }
-        for column in table.column_iter_mut() {
-            column.set_padding((0, 2));
-        }
-        let lines: Vec<String> = table.lines().map(|l| l.trim_end().to_owned()).collect();
-        self.data(&(lines.join("\n") + "\n"))
+        let head = T::head(wide).into_iter().map(str::to_owned).collect();
+        let cells = rows
+            .iter()
+            .map(|row| row.cells(wide).iter().map(|cell| clean(cell)).collect());
+        self.data(&columns(
+            &std::iter::once(head).chain(cells).collect::<Vec<_>>(),
+        ))
     }
 
     /// Prints one value for programs.
-    pub fn value(&self, value: &impl Serialize) -> Result<(), CliError> {
+    pub(crate) fn value(self, value: &impl Serialize) -> Result<(), CliError> {
         let value = serde_json::to_value(value).map_err(io::Error::from)?;
         if self.format == Format::Yaml {
             let mut text = String::new();
@@ -96,61 +96,105 @@ impl Out {
     }
 
     /// Prints facts about one thing: for programs as `value`, for people as lines.
-    pub fn facts(&self, value: &impl Serialize, lines: &[(&str, String)]) -> Result<(), CliError> {
+    pub(crate) fn facts(
+        self,
+        value: &impl Serialize,
+        lines: &[(&str, String)],
+    ) -> Result<(), CliError> {
         if self.is_machine() {
             return self.value(value);
         }
         let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-        let text = lines
-            .iter()
-            .fold(String::new(), |text, (name, fact)| text + &format!("{name:width$}  {}\n", clean(fact)));
+        let text = lines.iter().fold(String::new(), |text, (name, fact)| {
+            text + &format!("{name:width$}  {}\n", clean(fact))
+        });
         self.data(&text)
     }
 
     /// Prints a result. It goes to standard output whole, or the command fails.
-    pub fn data(&self, text: &str) -> Result<(), CliError> {
+    #[expect(
+        clippy::unused_self,
+        reason = "whoever prints results has been given the output"
+    )]
+    pub(crate) fn data(self, text: &str) -> Result<(), CliError> {
         let mut stdout = io::stdout().lock();
         stdout.write_all(text.as_bytes())?;
         Ok(stdout.flush()?)
     }
 
     /// Prints a remark for people: nothing depends on it, so a closed output is no error.
-    pub fn remark(&self, text: impl fmt::Display) {
+    pub(crate) fn remark(self, text: impl fmt::Display) {
         if !self.quiet && !self.is_machine() {
             let _ = writeln!(io::stdout(), "{text}").and_then(|()| io::stdout().flush());
         }
     }
 
+    /// Prints a remark beside a container's output: to standard error, which is not the
+    /// container's standard output.
+    pub(crate) fn note(self, text: impl fmt::Display) {
+        if !self.quiet && !self.is_machine() {
+            let _ = writeln!(io::stderr(), "{text}");
+        }
+    }
+
     /// A step that went well.
-    pub fn ok(&self, text: impl fmt::Display) {
+    pub(crate) fn ok(self, text: impl fmt::Display) {
         self.remark(format_args!("{} {text}", self.paint("32", "✔")));
     }
 
     /// A step that went not quite well.
-    pub fn warn(&self, text: impl fmt::Display) {
+    pub(crate) fn warn(self, text: impl fmt::Display) {
         self.remark(format_args!("{} {text}", self.paint("33", "!")));
     }
 
     /// A step that failed.
-    pub fn fail(&self, text: impl fmt::Display) {
+    pub(crate) fn fail(self, text: impl fmt::Display) {
         self.remark(format_args!("{} {text}", self.paint("31", "✘")));
     }
 
-    fn paint(&self, sgr: &str, text: &str) -> String {
-        if self.colour { format!("\u{1b}[{sgr}m{text}\u{1b}[0m") } else { text.to_owned() }
+    fn paint(self, sgr: &str, text: &str) -> String {
+        if self.colour {
+            format!("\u{1b}[{sgr}m{text}\u{1b}[0m")
+        } else {
+            text.to_owned()
+        }
     }
+}
+
+/// Lines of cells, each column as wide as its widest cell.
+fn columns(lines: &[Vec<String>]) -> String {
+    let width = |n: usize| {
+        lines
+            .iter()
+            .filter_map(|l| l.get(n))
+            .map(|c| c.chars().count())
+            .max()
+    };
+    let widths: Vec<usize> = (0..).map_while(width).collect();
+    let mut text = String::new();
+    for line in lines {
+        let padded = line
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
+        text += padded.collect::<Vec<_>>().join("  ").trim_end();
+        text.push('\n');
+    }
+    text
 }
 
 /// `text` without what could steer a terminal: control characters (ESC among them) and the marks
 /// that turn the writing direction. Line ends and tabs become spaces.
-pub fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     text.chars()
         .filter_map(|c| match c {
             '\n' | '\t' => Some(' '),
-            '\u{200e}' | '\u{200f}' | '\u{061c}' => None,
-            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => None,
-            c if c.is_control() => None,
-            c => Some(c),
+            '\u{200e}'
+            | '\u{200f}'
+            | '\u{061c}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}' => None,
+            c => (!c.is_control()).then_some(c),
         })
         .collect()
 }
@@ -187,14 +231,25 @@ fn yaml(out: &mut String, value: &Value, indent: usize) {
 
 fn key(name: &str) -> String {
     let plain = name.starts_with(|c: char| c.is_ascii_alphabetic())
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
         && !["true", "false", "null", "yes", "no", "on", "off", "y", "n"]
             .contains(&name.to_ascii_lowercase().as_str());
-    if plain { name.to_owned() } else { Value::from(name).to_string() }
+    if plain {
+        name.to_owned()
+    } else {
+        Value::from(name).to_string()
+    }
+}
+
+/// An address as people know it: a socket for both families shows IPv4 peers as `::ffff:…`.
+pub(crate) fn address(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// `0.4s`, `12s`, `3m`, `2h`, `5d`: ages and lasting times.
-pub fn span(time: std::time::Duration) -> String {
+pub(crate) fn span(time: std::time::Duration) -> String {
     let secs = time.as_secs();
     match secs {
         0..10 => format!("{:.1}s", time.as_secs_f64()),
@@ -218,6 +273,13 @@ mod tests {
         let mut text = String::new();
         yaml(&mut text, &value, 0);
         insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_they_must() {
+        let lines = [["A", "BB"], ["größe", "x"]].map(|l| l.map(str::to_owned).to_vec());
+        assert_eq!(columns(&lines), "A      BB\ngröße  x\n");
+        assert_eq!(columns(&[]), "");
     }
 
     #[test]

@@ -21,8 +21,8 @@ mod screen;
 mod session;
 mod stats;
 
-pub use config::{MAX_MTU, MIN_MTU, Provider, TransportConfig};
-pub use endpoint::{Endpoint, Incoming};
+pub use config::{MAX_MTU, MIN_MTU, Provider, SOCKET_BUFFER, TransportConfig};
+pub use endpoint::{Endpoint, Incoming, udp_socket};
 pub use error::{AcceptError, BindError, ConnectError, closed_as_unauthorized};
 pub use meshwork_identity::noise::{Authorize, Entropy, PskSet};
 pub use random::SystemEntropy;

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     let done = match args[..] {
         ["hello"] => hello(),
         ["lines", count, interval] => parse(count).and_then(|n| lines(n, parse(interval)?)),
-        ["exit", code] => return parse::<u8>(code).map_or_else(usage, ExitCode::from),
+        ["exit", code] => return parse::<u8>(code).map_or_else(|e| usage(&e), ExitCode::from),
         ["eat", bytes] => parse(bytes).and_then(eat),
         ["sleep", seconds] => match parse(seconds) {
             Ok(seconds) => return sleep(seconds),
@@ -29,10 +29,10 @@ fn main() -> ExitCode {
         ["env"] => environment(),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, USAGE)),
     };
-    done.map_or_else(usage, |()| ExitCode::SUCCESS)
+    done.map_or_else(|e| usage(&e), |()| ExitCode::SUCCESS)
 }
 
-fn usage(error: io::Error) -> ExitCode {
+fn usage(error: &io::Error) -> ExitCode {
     // Standard error may be gone; there is nobody else to tell.
     let _ = writeln!(io::stderr(), "{error}");
     ExitCode::from(64)
@@ -40,7 +40,10 @@ fn usage(error: io::Error) -> ExitCode {
 
 fn parse<T: std::str::FromStr>(text: &str) -> io::Result<T> {
     text.parse().map_err(|_| {
-        io::Error::new(io::ErrorKind::InvalidInput, format!("`{text}` does not fit\n{USAGE}"))
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("`{text}` does not fit\n{USAGE}"),
+        )
     })
 }
 
@@ -49,19 +52,31 @@ fn hello() -> io::Result<()> {
     let var = |name: &str| env::var(name).unwrap_or_else(|_| "none".to_owned());
     let mut out = io::stdout().lock();
     writeln!(out, "hello from kernel {}", var("MESHWORK_KERNEL_ID"))?;
-    writeln!(out, "gpus {}", var("NVIDIA_VISIBLE_DEVICES"))?;
+    // `void` is what the NVIDIA runtime calls none.
+    writeln!(
+        out,
+        "gpus {}",
+        var("NVIDIA_VISIBLE_DEVICES").replace("void", "none")
+    )?;
     let threads = thread::available_parallelism().map_or(0, usize::from);
     writeln!(out, "cpus {threads}")?;
-    writeln!(out, "mem {}", memory_limit().unwrap_or_else(|| "unlimited".to_owned()))?;
+    writeln!(
+        out,
+        "mem {}",
+        memory_limit().unwrap_or_else(|| "unlimited".to_owned())
+    )?;
     out.flush()
 }
 
 /// The memory limit in bytes, from whichever cgroup version is mounted.
 fn memory_limit() -> Option<String> {
-    ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
-        .iter()
-        .find_map(|path| fs::read_to_string(path).ok())
-        .map(|text| text.trim().to_owned())
+    [
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ]
+    .iter()
+    .find_map(|path| fs::read_to_string(path).ok())
+    .map(|text| text.trim().to_owned())
 }
 
 /// Numbered lines: odd ones on standard output, every fifth also on standard error.
@@ -108,7 +123,7 @@ fn stubborn() -> io::Result<()> {
     term::listen();
     writeln!(io::stdout(), "here I stay")?;
     loop {
-        thread::sleep(Duration::from_secs(3600));
+        thread::sleep(Duration::from_hours(1));
     }
 }
 
@@ -117,7 +132,12 @@ fn environment() -> io::Result<()> {
     vars.sort();
     let mut out = io::stdout().lock();
     for (name, value) in vars {
-        writeln!(out, "{}={}", name.to_string_lossy(), value.to_string_lossy())?;
+        writeln!(
+            out,
+            "{}={}",
+            name.to_string_lossy(),
+            value.to_string_lossy()
+        )?;
     }
     out.flush()
 }
@@ -129,7 +149,10 @@ mod term {
     static ASKED: AtomicBool = AtomicBool::new(false);
     const SIGTERM: i32 = 15;
 
-    #[expect(unsafe_code, reason = "std has no signal handling and this program has no dependencies")]
+    #[expect(
+        unsafe_code,
+        reason = "std has no signal handling and this program has no dependencies"
+    )]
     mod libc {
         // `signal(2)` of the C library that std links anyway; glibc and musl give it BSD
         // semantics: the handler stays installed.

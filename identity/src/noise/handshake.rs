@@ -110,7 +110,7 @@ impl Handshake {
     /// [`Handshake::write`].
     ///
     /// An error ends the handshake. Bytes reach this function only out of authenticated packets, so
-    /// an outsider cannot cause one.
+    /// an outsider cannot cause one as long as Initial packets are keyed with the PSK.
     pub fn read(&mut self, bytes: &[u8]) -> Result<(), HandshakeError> {
         let result = self.read_frame(bytes);
         if result.is_err() {

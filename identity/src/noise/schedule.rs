@@ -9,7 +9,7 @@
 //! c ap, s ap, exp                                            after message 3: 1-RTT packets, exporter
 //! initial    = Extract(salt = from the PSK, ikm = first destination connection id)
 //! c in, s in = Expand-Label(initial, …)                      Initial packets
-//! retry      = Expand-Label(salt from the PSK, …)            HMAC key of the Retry tag
+//! retry, negotiation = Expand-Label(salt from the PSK, …)    HMAC keys of these packets' tags
 //! ```
 //! Packet key, IV, header key and key update follow RFC 9001 §5.1 and §6. The handshake hash `h` is
 //! public: it salts, it never is a key.
@@ -222,9 +222,19 @@ impl InitialSalt {
     /// RFC 9001 §5.8 uses AES-GCM with a fixed nonce, which is sound only as long as its key is
     /// public anyway: under a secret key two tags would give the authentication key away.
     pub fn retry_tag(&self, connection_id: &[u8], packet: &[&[u8]]) -> [u8; 16] {
-        let key = self.0.derive(b"retry");
+        self.tag(b"retry", connection_id, packet)
+    }
+
+    /// The tag at the end of a version negotiation packet, made like that of a Retry packet. In
+    /// RFC 9000 §6.2 anybody who sees a first packet can forge one and so end the dial.
+    pub fn negotiation_tag(&self, connection_id: &[u8], packet: &[u8]) -> [u8; 16] {
+        self.tag(b"negotiation", connection_id, &[packet])
+    }
+
+    fn tag(&self, purpose: &[u8], connection_id: &[u8], packet: &[&[u8]]) -> [u8; 16] {
+        let key = self.0.derive(purpose);
         let mut mac = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, key.0.as_slice()));
-        let length = u8::try_from(connection_id.len()).expect("connection ids have ≤ 20 bytes");
+        let length = u8::try_from(connection_id.len()).expect("a connection id's length is a u8");
         mac.update(&[length]);
         mac.update(connection_id);
         for part in packet {

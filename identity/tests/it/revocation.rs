@@ -185,6 +185,29 @@ fn a_longer_revocation_replaces_a_shorter_one() {
     assert_eq!(held.len(), 1, "no end means no end");
 }
 
+/// Newcomers refuse what a revoked admin said, so the authority's word must take its place, and
+/// stay there.
+#[test]
+fn the_authority_repeats_what_an_admin_said() {
+    let node = notice(Revoked::Node(id(2)));
+    let short = RevocationNotice {
+        keep_until: later(60),
+        ..node
+    };
+    let admin = Revocation::by_admin(&person(1), admin(Resource::any()), &node).unwrap();
+    let [own, own_short] = [node, short].map(|n| Revocation::by_authority(&person(0), &n).unwrap());
+
+    let mut held = Revocations::new();
+    assert!(insert(&mut held, admin.clone()).unwrap());
+    assert!(insert(&mut held, own.clone()).unwrap());
+    assert!(held.iter().eq([(&node, &own)]));
+
+    let mut held = Revocations::new();
+    assert!(insert(&mut held, own_short.clone()).unwrap());
+    assert!(!insert(&mut held, admin).unwrap());
+    assert!(held.iter().eq([(&short, &own_short)]));
+}
+
 #[test]
 fn a_stored_set_is_restored_by_inserting() {
     let held = revoked(&[Revoked::Node(id(2)), Revoked::Token(chain().id())]);

@@ -24,7 +24,9 @@
 //! `gpu[…]` holds when some *one* GPU satisfies all that stands in it; inside, fields lose their
 //! `gpu.`. Outside, `gpu.…` tests that only `and`, `,`, `or` and parentheses join are about one GPU
 //! together: `gpu.vram >= 40GB and region = eu and gpu.vendor = nvidia` is
-//! `gpu[vram >= 40GB and vendor = nvidia] and region = eu`. A `not` outside is about the node:
+//! `gpu[vram >= 40GB and vendor = nvidia] and region = eu`. An `or` that asks about the node too
+//! stands by itself: in `gpu.vram >= 40GB and (gpu.vendor = nvidia or region = eu)` the two may be
+//! two GPUs. A `not` outside is about the node:
 //! `not gpu.vendor = amd` holds when *no* GPU is AMD's; `gpu.vendor != amd` when some GPU is not.
 //! Two explicit `gpu[…]` may be two GPUs.
 //!

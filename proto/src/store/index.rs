@@ -70,20 +70,6 @@ impl Index {
         self.update(node, body, Change { slot, add: false });
     }
 
-    /// Most new announcements say what the old one said, at a later time.
-    pub(super) fn replace(
-        &mut self,
-        slot: u32,
-        node: &NodeId,
-        old: &Announcement,
-        new: &Announcement,
-    ) {
-        if !says_the_same(old, new) {
-            self.remove(slot, node, old);
-            self.insert(slot, node, new);
-        }
-    }
-
     fn update(&mut self, node: &NodeId, body: &Announcement, change: Change) {
         for (field, ..) in NodeField::TABLE {
             let column = self.node.entry(*field).or_default();
@@ -230,8 +216,15 @@ impl Index {
         }
     }
 
-    /// "So many GPUs satisfy the tree". Of GPUs that are alike, all or none do.
+    /// "So many GPUs satisfy the tree". Of GPUs that are alike, all or none do, as long as the tree
+    /// asks for nothing in which even those differ.
     fn count(&self, tree: &Tree<Test<GpuField>>, op: Op, number: u64) -> Answer {
+        if !all_indexed(tree) {
+            return Answer {
+                maybe: self.live.clone(),
+                sure: Some(Bits::default()),
+            };
+        }
         let Answer { maybe, sure } = self.some_gpu(tree);
         let sure = sure.unwrap_or_else(|| maybe.clone());
         let if_all = self.counted(op, number);
@@ -445,6 +438,14 @@ fn is_indexed(field: GpuField) -> bool {
     !matches!(field, GpuField::Uuid | GpuField::Index)
 }
 
+fn all_indexed(tree: &Tree<Test<GpuField>>) -> bool {
+    match tree {
+        Tree::And(items) | Tree::Or(items) => items.iter().all(all_indexed),
+        Tree::Not(tree) => all_indexed(tree),
+        Tree::Leaf(test) => is_indexed(test.field),
+    }
+}
+
 fn are_alike(gpus: &[Gpu]) -> bool {
     let same = |a: &Gpu, b: &Gpu| {
         a.vendor == b.vendor
@@ -456,19 +457,4 @@ fn are_alike(gpus: &[Gpu]) -> bool {
     };
     gpus.split_first()
         .is_some_and(|(first, rest)| rest.iter().all(|gpu| same(first, gpu)))
-}
-
-/// Whether two announcements have the same place in every column.
-fn says_the_same(old: &Announcement, new: &Announcement) -> bool {
-    old.name == new.name
-        && old.roles == new.roles
-        && old.services == new.services
-        && old.hardware == new.hardware
-        && old.software == new.software
-        && old.images == new.images
-        && old.models == new.models
-        && old.tools == new.tools
-        && old.tags == new.tags
-        && old.subnet == new.subnet
-        && old.region == new.region
 }

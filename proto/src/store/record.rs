@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use meshwork_identity::{Grant, Timestamp};
 
+use super::check::Head;
 use crate::announcement::{Announcement, SignedAnnouncement};
 
-/// How much longer than needed a version is remembered, in case our clock is set back.
+/// How much longer than needed a version is remembered: in case our clock is set back, and because
+/// an older announcement that we never saw may hold for longer than the latest, by
+/// [`MAX_TTL`](super::MAX_TTL) at most.
 const CLOCK_MARGIN: Duration = Duration::from_hours(1);
 
 /// Milliseconds after which a key may send one more new version.
@@ -28,6 +31,7 @@ pub(super) struct Record {
     budget: u64,
     /// When `budget` was right.
     counted: Timestamp,
+    /// Its latest announcement, while that holds.
     pub(super) held: Option<Held>,
 }
 
@@ -39,7 +43,7 @@ pub(super) struct Held {
     pub(super) body: Arc<Announcement>,
     pub(super) signed: Arc<SignedAnnouncement>,
     /// What its token was found to grant; none for our own.
-    pub(super) grant: Option<Box<Grant>>,
+    pub(super) grant: Option<Arc<Grant>>,
 }
 
 impl Record {
@@ -59,11 +63,11 @@ impl Record {
     }
 
     /// Remembers a version, and charges the key for it.
-    pub(super) fn saw(&mut self, body: &Announcement, now: Timestamp) {
+    pub(super) fn saw(&mut self, head: &Head, now: Timestamp) {
         self.budget = self.budget_at(now).saturating_sub(REFILL);
         self.counted = self.counted.max(now);
-        self.version = body.version;
-        self.ends = self.ends.max(body.expires_at());
+        self.version = head.version;
+        self.ends = self.ends.max(head.expires_at());
     }
 
     /// When the announcement expires or, without one, the record may be forgotten.

@@ -63,10 +63,18 @@ fn gpu() -> impl Strategy<Value = Gpu> {
     })
 }
 
-/// Often alike, as real machines are; sometimes none.
+/// Often alike but for index and UUID, as in real machines; sometimes none.
 fn gpus() -> impl Strategy<Value = Vec<Gpu>> {
+    let number = |gpus: Vec<Gpu>| -> Vec<Gpu> {
+        let numbered = (0u32..).zip(gpus).map(|(index, gpu)| Gpu {
+            index,
+            uuid: format!("GPU-{index}"),
+            ..gpu
+        });
+        numbered.collect()
+    };
     prop_oneof![
-        (gpu(), 0usize..4).prop_map(|(gpu, count)| vec![gpu; count]),
+        (gpu(), 0usize..4).prop_map(move |(gpu, count)| number(vec![gpu; count])),
         proptest::collection::vec(gpu(), 0..4),
     ]
 }
@@ -257,7 +265,7 @@ pub(crate) fn query() -> BoxedStrategy<String> {
         4 => node_test(),
         3 => bare,
         2 => gpu_tree().prop_map(|tree| format!("gpu[{tree}]")),
-        1 => counted.prop_map(|(tree, op, n)| format!("count(gpu[{tree}]) {op} {n}")),
+        2 => counted.prop_map(|(tree, op, n)| format!("count(gpu[{tree}]) {op} {n}")),
         1 => (select(&ORDERED[..6]), 0u32..4).prop_map(|(op, n)| format!("count(gpu) {op} {n}")),
     ];
     combined(leaf.boxed())

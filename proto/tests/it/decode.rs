@@ -2,10 +2,17 @@
 
 use std::sync::LazyLock;
 
-use meshwork_proto::codec::{DecodeError, decode};
+use meshwork_identity::{Revocation, RevocationNotice, Revoked, Scope, Timestamp};
+use meshwork_proto::Announcement;
+use meshwork_proto::codec::{DecodeError, decode, encode};
 use meshwork_proto::kernel::KernelView;
+use meshwork_proto::limits::{MAX_ANNOUNCEMENTS_PER_CALL, MAX_FRAME, MAX_TOKENS_PER_PEER};
+use meshwork_proto::mesh::{Announce, Present, Revoke};
 use proptest::prelude::*;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
+use crate::fixture::{Mesh, NOW, TTL, identity};
 use crate::samples::{self, MAX, Sample};
 
 static SAMPLES: LazyLock<Vec<Sample>> = LazyLock::new(samples::all);
@@ -90,6 +97,38 @@ fn size_is_checked_before_decoding() {
             })
         );
     }
+}
+
+/// Whoever passed the handshake may send these; each item costs us points of the curve, so that a
+/// longer list is refused at its length.
+#[test]
+fn lists_from_peers_are_bounded() {
+    let mesh = Mesh::new();
+    let token = mesh.token(identity(1).node_id(), Scope::Announce, TTL);
+    let announced = mesh.announce(1, &Announcement::default());
+    let notice = RevocationNotice {
+        what: Revoked::Node(identity(1).node_id()),
+        issued_at: NOW,
+        keep_until: Timestamp::MAX,
+    };
+    let revoked = Revocation::by_authority(&mesh.authority, &notice).unwrap();
+    bounded(MAX_TOKENS_PER_PEER, |n| Present {
+        tokens: vec![token.clone(); n],
+        version: String::new(),
+        addresses: Vec::new(),
+    });
+    bounded(MAX_ANNOUNCEMENTS_PER_CALL, |n| Announce {
+        items: vec![announced.clone(); n],
+    });
+    bounded(MAX_ANNOUNCEMENTS_PER_CALL, |n| Revoke {
+        items: vec![revoked.clone(); n],
+    });
+}
+
+fn bounded<T: Serialize + DeserializeOwned>(max: usize, make: impl Fn(usize) -> T) {
+    let decoded = |n| decode::<T>(&encode(&make(n)), MAX_FRAME).map(|_| ());
+    assert_eq!(decoded(max), Ok(()));
+    assert!(matches!(decoded(max + 1), Err(DecodeError::Malformed(_))));
 }
 
 /// A list that claims 2⁶⁴−1 items in ten bytes: refused for its missing content; setting memory

@@ -59,6 +59,11 @@ fn queries_say_what_they_mean() {
             "gpu.vram >= 40GB and (gpu.vendor = amd or gpu.model ~ a100)",
             true,
         ),
+        // An `or` with the node stands by itself.
+        (
+            "gpu.vram >= 40GB and (gpu.vendor = amd or region = us)",
+            true,
+        ),
         ("gpu[vram >= 40GB] and gpu[vendor = amd]", true),
         ("gpu[vram >= 40GB and model ~ \"A100\"]", true),
         ("gpu[gpu.vram >= 40GB, not model ~ a100]", false),

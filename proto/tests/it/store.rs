@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use meshwork_identity::{Revocation, RevocationNotice, Revoked, Scope, Timestamp, TokenError};
-use meshwork_proto::announcement::Role;
+use meshwork_proto::announcement::{Gpu, Role};
 use meshwork_proto::limits::{MAX_ANNOUNCEMENT, MAX_HOPS};
 use meshwork_proto::query::{Query, View};
 use meshwork_proto::store::{AnnouncementStore, MAX_TTL, Received, RefusedBy};
@@ -82,8 +82,8 @@ fn only_the_node_itself_speaks_for_it() {
     let (mesh, mut store) = (Mesh::new(), store());
     let good = mesh.announce(1, &version(1));
     let mut bytes = meshwork_proto::codec::encode(&good);
-    // The signed body stands after the signer's 32 bytes and its own length.
-    for position in [40, 60, 100] {
+    // The signed body stands after the signer's 32 bytes and its own length, its name after the head.
+    for position in [50, 60, 100] {
         bytes[position] ^= 1;
         let forged = meshwork_proto::codec::decode(&bytes, 1 << 16).unwrap();
         let refused = refusal(store.receive(forged, &mesh.trust(NOW)));
@@ -405,6 +405,30 @@ fn the_own_announcement_comes_from_here_only() {
     assert_eq!(held.version, 10);
 }
 
+/// A machine's GPUs differ in index and UUID at least.
+#[test]
+fn gpus_of_one_model_are_counted_one_by_one() {
+    let (mesh, mut store) = (Mesh::new(), store());
+    let gpus = (0..8).map(|index| Gpu {
+        index,
+        uuid: format!("GPU-{index}"),
+        ..gpu("H100", 80_000_000_000)
+    });
+    store.receive(mesh.announce(1, &body(1, gpus.collect())), &mesh.trust(NOW));
+    for (query, expected) in [
+        ("count(gpu[index < 4]) = 4", 1),
+        ("count(gpu[index < 4]) = 8", 0),
+        ("count(gpu[not index < 4 and model = h100]) >= 4", 1),
+        ("count(gpu[uuid = GPU-7]) = 1", 1),
+        ("count(gpu[uuid = GPU-8]) = 0", 1),
+        ("gpu[index = 7 and vram = 80GB] and not gpu[index = 8]", 1),
+    ] {
+        let query = Query::parse(query).unwrap();
+        let (_, total) = store.find(&query, &View::everything(), 9);
+        assert_eq!(total, expected, "{query}");
+    }
+}
+
 #[test]
 fn hits_come_by_node_id_with_their_total() {
     let (mesh, mut store) = (Mesh::new(), store());
@@ -432,4 +456,67 @@ fn hits_come_by_node_id_with_their_total() {
         }
     }
     assert!(TTL < MAX_TTL);
+}
+
+/// A replay or a stranger's invention is refused before a signature is looked at.
+#[test]
+fn what_cannot_matter_costs_no_signature() {
+    let (mesh, mut store) = (Mesh::new(), store());
+    store.receive(mesh.announce(1, &version(5)), &mesh.trust(NOW));
+    let forged = |seed: u16, body: &Announcement| {
+        let mut bytes = meshwork_proto::codec::encode(&mesh.announce(seed, body));
+        let last = bytes.len() - 1;
+        // The name, behind the signed head.
+        bytes[50] ^= 1;
+        assert_eq!(bytes[last], 0, "hops come last");
+        meshwork_proto::codec::decode(&bytes, 1 << 16).unwrap()
+    };
+    let old = refusal(store.receive(forged(1, &version(4)), &mesh.trust(NOW)));
+    assert!(matches!(old, RefusedBy::Rollback { .. }), "{old:?}");
+    let late = refusal(store.receive(forged(2, &version(1)), &mesh.trust(at(300))));
+    assert!(matches!(late, RefusedBy::Expired { .. }), "{late:?}");
+    let new = refusal(store.receive(forged(1, &version(6)), &mesh.trust(NOW)));
+    assert_eq!(new, RefusedBy::BadSignature);
+    // Of our own, what is not ahead is no news; what claims to be must be ours.
+    let own = mesh.announce(999, &version(3));
+    store.insert_own(own, NOW).unwrap();
+    let echo = store.receive(forged(999, &version(3)), &mesh.trust(NOW));
+    assert_eq!(echo, Received::Duplicate);
+    let ahead = refusal(store.receive(forged(999, &version(4)), &mesh.trust(NOW)));
+    assert_eq!(ahead, RefusedBy::BadSignature);
+}
+
+/// A renewal that says the same replaces only the head, and not under a reader's eyes.
+#[test]
+fn renewals_carry_the_new_head() {
+    let (mesh, mut store) = (Mesh::new(), store());
+    let node = identity(1).node_id();
+    store.receive(mesh.announce(1, &version(1)), &mesh.trust(NOW));
+    let before = store.get(&node).unwrap();
+    let renewal = Announcement {
+        issued_at: at(60),
+        ttl: TTL * 2,
+        ..version(2)
+    };
+    let received = store.receive(mesh.announce(1, &renewal), &mesh.trust(at(60)));
+    let known = (node, std::sync::Arc::new(renewal.clone()));
+    assert_eq!(
+        received,
+        Received::Stored {
+            known: known.clone(),
+            forward: Some(1)
+        }
+    );
+    assert_eq!(*before, version(1));
+    assert_eq!(store.get(&node).as_deref(), Some(&renewal));
+    assert_eq!(store.signed(&node).unwrap().open(), Ok(renewal));
+    assert_eq!(store.next_expiry(), Some(at(660)));
+    let (hits, _) = store.find(&Query::parse("gpus = 1").unwrap(), &View::everything(), 9);
+    assert_eq!(hits, [known]);
+    // The same bytes under another's signature are not believed.
+    let mut bytes = meshwork_proto::codec::encode(&mesh.announce(1, &version(3)));
+    bytes[34] = 4;
+    let forged = meshwork_proto::codec::decode(&bytes, 1 << 16).unwrap();
+    let refused = refusal(store.receive(forged, &mesh.trust(at(61))));
+    assert_eq!(refused, RefusedBy::BadSignature);
 }

@@ -6,7 +6,7 @@ use meshwork_identity::{
     Identity, MeshId,
     noise::{Aead, Authorize, Entropy, HandshakeConfig, PskSet, local_key},
 };
-use quinn::{MtuDiscoveryConfig, VarInt};
+use quinn::{MtuDiscoveryConfig, ValidationTokenConfig, VarInt};
 use quinn_proto::IdleTimeout;
 use tokio::time::Instant;
 
@@ -16,7 +16,7 @@ use super::{
     initial::InitialKeys,
     null::NullProvider,
     provider::CryptoProvider,
-    random::{self, MarkedIds, ResetKey, SystemEntropy, TokenClock, TokenKey},
+    random::{self, IdKey, MarkedIds, ResetKey, SystemEntropy, TokenClock, TokenKey},
     session::NoiseProvider,
     stats::Counters,
 };
@@ -24,6 +24,8 @@ use super::{
 /// Largest allowed [`TransportConfig::mtu_upper_bound`], in bytes. quinn hands 10 packets at a time to
 /// the kernel; 10 × 6,550 is the most that fits into one UDP send, and beyond it every send fails.
 pub const MAX_MTU: u16 = 6550;
+/// Default of [`TransportConfig::socket_buffer`], in bytes.
+pub const SOCKET_BUFFER: usize = 1 << 20;
 /// Smallest MTU that QUIC allows (RFC 9000 §14), in bytes.
 pub const MIN_MTU: u16 = 1200;
 
@@ -62,19 +64,21 @@ pub struct TransportConfig {
     /// Decides whether a proven peer may connect. Default: everyone. Runs inside packet processing:
     /// it must return within microseconds and never block.
     pub authorize: Authorize,
-    /// A connection without traffic ends after this. Default: 60 s; at most 2^62 ms. A peer can keep
+    /// A connection without traffic ends after this. Default: 60 s; from 1 ms to 2^62 ms. A peer can keep
     /// one open for ever with a packet a minute.
     pub idle_timeout: Duration,
     /// A dial or an accepted attempt that is not complete after this fails. Default: 10 s.
     pub handshake_timeout: Duration,
     /// Sends a packet after this silence, so that the connection does not idle out and NAT mappings
-    /// live. Default: none, because the peers layer pins the few connections that need it.
+    /// live. Default: none. Shorter than a third of the idle time-out, it lets two of its packets be
+    /// lost; and since each must be acknowledged, a dead peer shows as an idle time-out.
     pub keep_alive: Option<Duration>,
     /// Largest UDP payload that path MTU discovery tries, and that we accept, in bytes. Default:
     /// 1,452; from [`MIN_MTU`] to [`MAX_MTU`]. The endpoint's receive buffer grows with it.
     pub mtu_upper_bound: u16,
-    /// Bytes that the kernel buffers for the socket, each way. Default: 1 MiB, for fewer losses in
-    /// bursts; the system may grant less. Only for [`Endpoint::bind_udp`](super::Endpoint::bind_udp).
+    /// Bytes that the kernel buffers for the socket, each way. Default: [`SOCKET_BUFFER`], 1 MiB, for
+    /// fewer losses in bursts; the system may grant less. Only for
+    /// [`Endpoint::bind_udp`](super::Endpoint::bind_udp).
     pub socket_buffer: usize,
     /// Round-trip time assumed before the first sample. Default: 100 ms, which triples the speed of
     /// recovery from a lost first packet against RFC 9002's 333 ms.
@@ -128,7 +132,7 @@ impl TransportConfig {
             handshake_timeout: Duration::from_secs(10),
             keep_alive: None,
             mtu_upper_bound: 1452,
-            socket_buffer: 1 << 20,
+            socket_buffer: SOCKET_BUFFER,
             initial_rtt: Duration::from_millis(100),
             max_bidi_streams: 256,
             max_uni_streams: 64,
@@ -169,19 +173,25 @@ impl TransportConfig {
             None => Arc::new(NullProvider::new(self.identity.node_id(), self.version)),
         };
         let transport = Arc::new(self.transport()?);
+        let id_key = IdKey::new(&local_key(&self.identity.noise_secret(), b"connection ids"));
         let mut server =
             quinn::ServerConfig::new(provider.listener(), Arc::new(TokenKey::new(&self.chance())));
+        let mut no_tokens = ValidationTokenConfig::default();
+        no_tokens.sent(0);
         server
             .transport_config(transport.clone())
             .max_incoming(self.max_incoming)
             .incoming_buffer_size(self.incoming_buffer.into())
             .incoming_buffer_size_total(u64::from(self.incoming_buffer) * INCOMING_BUFFERS)
+            // Whatever features of quinn another crate turns on: no address tokens for later dials.
+            .validation_token_config(no_tokens)
             .time_source(Arc::new(TokenClock(Instant::now())));
         Ok(Parts {
-            endpoint: self.endpoint(&counters),
+            endpoint: self.endpoint(id_key.clone(), &counters),
             server,
             transport,
             provider,
+            id_key,
             screen: initial.filter(|_| self.keyed_initials),
             counters,
         })
@@ -200,15 +210,17 @@ impl TransportConfig {
         config
     }
 
-    fn endpoint(&self, counters: &Arc<Counters>) -> quinn::EndpointConfig {
-        let secret = self.identity.noise_secret();
-        let id_key = local_key(&secret, b"connection ids");
+    fn endpoint(&self, id_key: IdKey, counters: &Arc<Counters>) -> quinn::EndpointConfig {
+        let reset_key = local_key(&self.identity.noise_secret(), b"resets");
         let (entropy, counters) = (self.entropy.clone(), counters.clone());
-        let mut endpoint =
-            quinn::EndpointConfig::new(Arc::new(ResetKey::new(&local_key(&secret, b"resets"))));
+        let mut endpoint = quinn::EndpointConfig::new(Arc::new(ResetKey::new(&reset_key)));
         endpoint
             .cid_generator(move || {
-                Box::new(MarkedIds::new(&id_key, entropy.clone(), counters.clone()))
+                Box::new(MarkedIds::new(
+                    id_key.clone(),
+                    entropy.clone(),
+                    counters.clone(),
+                ))
             })
             .supported_versions(vec![self.version])
             .grease_quic_bit(false)
@@ -219,11 +231,15 @@ impl TransportConfig {
     }
 
     fn transport(&self) -> Result<quinn::TransportConfig, BindError> {
-        let idle = IdleTimeout::try_from(self.idle_timeout).map_err(|_| BindError::Setting {
-            setting: "idle_timeout",
-            value: format!("{:?}", self.idle_timeout),
-            allowed: "up to 2^62 ms",
-        })?;
+        // QUIC reads zero as "never" (RFC 9000 §18.2), and dead peers would stay for ever.
+        let idle = IdleTimeout::try_from(self.idle_timeout)
+            .ok()
+            .filter(|_| self.idle_timeout >= Duration::from_millis(1))
+            .ok_or_else(|| BindError::Setting {
+                setting: "idle_timeout",
+                value: format!("{:?}", self.idle_timeout),
+                allowed: "1 ms to 2^62 ms",
+            })?;
         let mut mtu = MtuDiscoveryConfig::default();
         mtu.upper_bound(self.mtu_upper_bound);
         let mut transport = quinn::TransportConfig::default();
@@ -262,6 +278,8 @@ pub(super) struct Parts {
     pub(super) server: quinn::ServerConfig,
     pub(super) transport: Arc<quinn::TransportConfig>,
     pub(super) provider: Arc<dyn CryptoProvider>,
+    /// For the screening of packets that go to no connection of ours.
+    pub(super) id_key: IdKey,
     /// For the screening of other versions; none when everybody may speak.
     pub(super) screen: Option<Arc<InitialKeys>>,
     pub(super) counters: Arc<Counters>,

@@ -58,8 +58,13 @@ impl Endpoint {
         socket: Arc<dyn AsyncUdpSocket>,
     ) -> Result<Self, BindError> {
         let parts = config.build()?;
-        let socket =
-            ScreenedSocket::new(socket, config.version, parts.screen, parts.counters.clone());
+        let socket = ScreenedSocket {
+            inner: socket,
+            version: config.version,
+            id_key: parts.id_key,
+            initial: parts.screen,
+            counters: parts.counters.clone(),
+        };
         let quic = quinn::Endpoint::new_with_abstract_socket(
             parts.endpoint,
             Some(parts.server),
@@ -86,19 +91,8 @@ impl Endpoint {
 
     /// Opens a UDP socket at `addr` (port 0: any free one). Must be called within a tokio runtime.
     pub fn bind_udp(config: &TransportConfig, addr: SocketAddr) -> Result<Self, BindError> {
-        let failed = |source| BindError::Socket { addr, source };
-        let socket = std::net::UdpSocket::bind(addr).map_err(failed)?;
-        let options = UdpSocketState::new((&socket).into()).map_err(failed)?;
-        for result in [
-            options.set_send_buffer_size((&socket).into(), config.socket_buffer),
-            options.set_recv_buffer_size((&socket).into(), config.socket_buffer),
-        ] {
-            // Smaller buffers cost speed, not function.
-            let _ = result.inspect_err(|error| debug!(%error, "socket buffer stays as it is"));
-        }
-        let runtime = Arc::new(TokioRuntime);
-        let socket = runtime.wrap_udp_socket(socket).map_err(failed)?;
-        Self::bind(config, runtime, socket)
+        let socket = udp_socket(addr, config.socket_buffer)?;
+        Self::bind(config, Arc::new(TokioRuntime), socket)
     }
 
     /// Dials `addr`, where node `expected` must answer; `None` accepts any member, for first contacts
@@ -218,6 +212,22 @@ impl Endpoint {
     pub async fn wait_idle(&self) {
         self.quic.wait_idle().await;
     }
+}
+
+/// Opens a UDP socket at `addr` (port 0: any free one) for which the kernel buffers `buffer` bytes
+/// each way, if it grants as much. Must be called within a tokio runtime.
+pub fn udp_socket(addr: SocketAddr, buffer: usize) -> Result<Arc<dyn AsyncUdpSocket>, BindError> {
+    let failed = |source| BindError::Socket { addr, source };
+    let socket = std::net::UdpSocket::bind(addr).map_err(failed)?;
+    let options = UdpSocketState::new((&socket).into()).map_err(failed)?;
+    for result in [
+        options.set_send_buffer_size((&socket).into(), buffer),
+        options.set_recv_buffer_size((&socket).into(), buffer),
+    ] {
+        // Smaller buffers cost speed, not function.
+        let _ = result.inspect_err(|error| debug!(%error, "socket buffer stays as it is"));
+    }
+    TokioRuntime.wrap_udp_socket(socket).map_err(failed)
 }
 
 impl fmt::Debug for Endpoint {

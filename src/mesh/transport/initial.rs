@@ -128,11 +128,16 @@ impl InitialKeys {
         })
     }
 
-    fn remember(&self, id: ConnectionId, index: usize) {
+    /// Keeps which salt opened an attempt. One entry for each id: an outsider who replays a recorded
+    /// first packet must not push the others out.
+    pub(super) fn remember(&self, id: ConnectionId, index: usize) {
         if index == 0 {
             return;
         }
         let mut previous = self.previous.lock().unwrap_or_else(PoisonError::into_inner);
+        if previous.iter().any(|(known, _)| *known == id) {
+            return;
+        }
         if previous.len() == PREVIOUS_MEMORY {
             previous.pop_front();
         }
@@ -234,5 +239,35 @@ impl PacketKey for Half {
 
     fn integrity_limit(&self) -> u64 {
         self.packet().integrity_limit()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meshwork_identity::Psk;
+
+    use super::*;
+
+    #[test]
+    fn a_replayed_first_packet_pushes_no_other_attempt_out() {
+        let psk = |n| Psk::from_bytes([n; 32]);
+        let psks = PskSet {
+            current: psk(1),
+            previous: Some(psk(2)),
+        };
+        let initial = InitialKeys::new(&psks, true, Arc::default());
+        let tag = |salt: &InitialSalt| salt.retry_tag(b"", &[]);
+        let previous = |id: &_| tag(initial.of_attempt(id)) == tag(&initial.salts[1]);
+        let pending = ConnectionId::new(b"pending!");
+        initial.remember(pending, 1);
+        for _ in 0..2 * PREVIOUS_MEMORY {
+            initial.remember(ConnectionId::new(b"replayed"), 1);
+        }
+        assert!(previous(&pending));
+        for n in 0..PREVIOUS_MEMORY {
+            initial.remember(ConnectionId::new(&n.to_be_bytes()), 1);
+        }
+        assert!(!previous(&pending), "the memory is bounded");
+        assert_eq!(initial.previous.lock().unwrap().len(), PREVIOUS_MEMORY);
     }
 }

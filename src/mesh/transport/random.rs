@@ -42,30 +42,46 @@ const ID_MARK: usize = 4;
 /// Length of the connection ids that we issue.
 pub(super) const ID_LEN: usize = ID_CHANCE + ID_MARK;
 
+/// The key of the marks by which this node knows its own connection ids again.
+#[derive(Clone)]
+pub(super) struct IdKey(hmac::Key);
+
+impl IdKey {
+    pub(super) fn new(key: &[u8; 32]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, key))
+    }
+
+    fn mark(&self, chance: &[u8]) -> [u8; ID_MARK] {
+        let mut mark = [0; ID_MARK];
+        mark.copy_from_slice(&hmac::sign(&self.0, chance).as_ref()[..ID_MARK]);
+        mark
+    }
+
+    /// Whether this node issued the connection id, now or before a restart.
+    pub(super) fn issued(&self, id: &[u8]) -> bool {
+        id.split_at_checked(ID_CHANCE)
+            .is_some_and(|(chance, mark)| self.mark(chance) == mark)
+    }
+}
+
 /// Makes connection ids of 4 random bytes and a 4-byte mark that only this node can compute.
 ///
 /// The mark tells packets of connections that this node has forgotten, which deserve a stateless
 /// reset, from garbage, which gets silence. Its key comes from the identity, so that resets work
 /// over restarts too.
 pub(super) struct MarkedIds {
-    key: hmac::Key,
+    key: IdKey,
     entropy: Arc<dyn Entropy>,
     counters: Arc<Counters>,
 }
 
 impl MarkedIds {
-    pub(super) fn new(key: &[u8; 32], entropy: Arc<dyn Entropy>, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(key: IdKey, entropy: Arc<dyn Entropy>, counters: Arc<Counters>) -> Self {
         Self {
-            key: hmac::Key::new(hmac::HMAC_SHA256, key),
+            key,
             entropy,
             counters,
         }
-    }
-
-    fn mark(&self, chance: &[u8]) -> [u8; ID_MARK] {
-        let mut mark = [0; ID_MARK];
-        mark.copy_from_slice(&hmac::sign(&self.key, chance).as_ref()[..ID_MARK]);
-        mark
     }
 }
 
@@ -73,14 +89,13 @@ impl ConnectionIdGenerator for MarkedIds {
     fn generate_cid(&mut self) -> ConnectionId {
         let mut id = [0; ID_LEN];
         self.entropy.fill(&mut id[..ID_CHANCE]);
-        let mark = self.mark(&id[..ID_CHANCE]);
+        let mark = self.key.mark(&id[..ID_CHANCE]);
         id[ID_CHANCE..].copy_from_slice(&mark);
         ConnectionId::new(&id)
     }
 
     fn validate(&self, id: &ConnectionId) -> Result<(), InvalidCid> {
-        let (chance, mark) = id.split_at_checked(ID_CHANCE).ok_or(InvalidCid)?;
-        if self.mark(chance) == mark {
+        if self.key.issued(id) {
             return Ok(());
         }
         Counters::add(&self.counters.unknown_connection_ids);
@@ -186,7 +201,11 @@ mod tests {
     #[test]
     fn only_own_connection_ids_validate() {
         let counters = Arc::<Counters>::default();
-        let mut ours = MarkedIds::new(&[1; 32], Arc::new(SystemEntropy), counters.clone());
+        let ids = |key| {
+            let key = IdKey::new(&[key; 32]);
+            MarkedIds::new(key, Arc::new(SystemEntropy), counters.clone())
+        };
+        let mut ours = ids(1);
         let id = ours.generate_cid();
         assert!(ours.validate(&id).is_ok());
         assert_eq!(counters.snapshot().unknown_connection_ids, 0);
@@ -195,10 +214,9 @@ mod tests {
             altered[bit / 8] ^= 1 << (bit % 8);
             assert!(ours.validate(&ConnectionId::new(&altered)).is_err());
         }
-        let theirs = MarkedIds::new(&[2; 32], Arc::new(SystemEntropy), counters.clone());
-        assert!(theirs.validate(&id).is_err());
-        assert!(theirs.validate(&ConnectionId::new(&[1, 2])).is_err());
-        assert_eq!(counters.snapshot().unknown_connection_ids, 65);
+        assert!(ids(2).validate(&id).is_err());
+        assert!(ours.validate(&ConnectionId::new(&[1, 2])).is_err());
+        assert_eq!(counters.snapshot().unknown_connection_ids, 66);
     }
 
     #[test]

@@ -9,8 +9,8 @@ use meshwork_identity::noise::HandshakeError;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TransportStats {
-    /// First packets that open under none of our pre-shared keys: bystanders, other meshes, nodes
-    /// with a wrong PSK, altered packets. They got no answer.
+    /// First packets that open under none of our pre-shared keys, or are shorter than QUIC allows:
+    /// bystanders, other meshes, nodes with a wrong PSK, altered packets. They got no answer.
     pub unknown_initials: u64,
     /// Datagrams that are not of our protocol at all. They got no answer.
     pub foreign_datagrams: u64,

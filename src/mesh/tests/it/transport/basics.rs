@@ -146,4 +146,13 @@ fn settings_out_of_bounds_are_refused() {
             "{error}"
         );
     }
+    let mut config = config(1);
+    config.idle_timeout = std::time::Duration::ZERO;
+    let error = Endpoint::bind_udp(&config, LOOPBACK).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("transport setting idle_timeout is "),
+        "{error}"
+    );
 }

@@ -113,6 +113,18 @@ async fn another_version_is_told_so_if_it_knows_the_psk() {
     assert!(matches!(error, ConnectError::VersionMismatch), "{error}");
     assert_eq!(listener.stats().other_versions, 1);
 
+    let mut rotating = config(2);
+    rotating.psks = PskSet {
+        current: psk(2),
+        previous: Some(psk(1)),
+    };
+    let rotating = bind(&rotating);
+    let error = bind(&newer)
+        .connect(rotating.local_addr().unwrap(), Some(node_id(2)))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ConnectError::VersionMismatch), "{error}");
+
     newer.psks.current = psk(9);
     let error = bind(&newer)
         .connect(addr, Some(node_id(2)))
@@ -214,8 +226,25 @@ async fn a_bystander_gets_no_answer_and_is_counted() {
         u64::try_from(foreign.len()).unwrap()
     );
 
-    assert!(!answered(&listener, &[short(9), short(40), short(1200)]).await);
-    assert_eq!(listener.stats().unknown_connection_ids, 3);
+    // First packets below QUIC's least length.
+    let mut clipped = long(VERSION, 8);
+    clipped.truncate(1199);
+    assert!(!answered(&listener, &[clipped.clone(), clipped[..50].to_vec()]).await);
+    assert_eq!(listener.stats().unknown_initials, 6);
+
+    // 0-RTT, Handshake and Retry packets, and a version negotiation, for nobody.
+    let kinds = [0xd3, 0xe3, 0xf3].map(|first| {
+        let mut packet = long(VERSION, 8);
+        packet[0] = first;
+        packet
+    });
+    let strays = [&kinds[..], &[long(0, 8), short(9), short(40), short(1200)]].concat();
+    assert!(!answered(&listener, &strays).await);
+    assert_eq!(listener.stats().unknown_connection_ids, 7);
+    assert_eq!(
+        listener.stats().foreign_datagrams,
+        u64::try_from(foreign.len()).unwrap()
+    );
     assert_eq!(listener.open_connections(), 0);
     connected(&bind(&config(1)), &bind(&config(3)), node_id(3)).await;
 }

@@ -271,9 +271,9 @@ fn a_flood_by_a_member_from_spoofed_addresses_is_bounded() {
     });
 }
 
-/// Dials while somebody on the path answers first with a Retry packet. `tag` makes its last 16 bytes
-/// from the first destination id and the packet.
-fn dial_with_forged_retry(tag: impl Fn(&[u8], &[u8]) -> [u8; TAG_LEN]) -> Option<ConnectError> {
+/// Dials while somebody on the path is faster than the listener with a datagram of its own, made by
+/// `forge` from the first destination id and the dialler's source id.
+fn dial_with_forgery(forge: impl Fn(&[u8], &[u8]) -> Vec<u8>) -> Option<ConnectError> {
     let sim = Sim::new(1, LinkModel::default());
     let net = sim.net();
     sim.block_on(async move {
@@ -293,9 +293,19 @@ fn dial_with_forged_retry(tag: impl Fn(&[u8], &[u8]) -> [u8; TAG_LEN]) -> Option
         });
         let dial = tokio::spawn(async move { a.connect(sim_addr(2), Some(node_id(2))).await });
         let first = first.recv().await.unwrap();
-        let (destination, source) = (&first[6..22], &first[23..31]);
         assert_eq!((first[5], first[22]), (16, 8), "the ids' lengths");
+        net.inject(
+            sim_addr(2),
+            sim_addr(1),
+            &forge(&first[6..22], &first[23..31]),
+        );
+        dial.await.unwrap().err()
+    })
+}
 
+/// A Retry packet. `tag` makes its last 16 bytes from the first destination id and the packet.
+fn dial_with_forged_retry(tag: impl Fn(&[u8], &[u8]) -> [u8; TAG_LEN]) -> Option<ConnectError> {
+    dial_with_forgery(|destination, source| {
         let mut retry = vec![0xf0];
         retry.extend_from_slice(&VERSION.to_be_bytes());
         for id in [source, b"attacker"] {
@@ -304,8 +314,7 @@ fn dial_with_forged_retry(tag: impl Fn(&[u8], &[u8]) -> [u8; TAG_LEN]) -> Option
         }
         retry.extend_from_slice(b"a token");
         retry.extend_from_slice(&tag(destination, &retry));
-        net.inject(sim_addr(2), sim_addr(1), &retry);
-        dial.await.unwrap().err()
+        retry
     })
 }
 
@@ -322,6 +331,41 @@ fn a_members_retry_ends_the_handshake() {
     let error = dial_with_forged_retry(|id, packet| ours.retry_tag(id, &[packet]));
     assert!(
         matches!(error, Some(ConnectError::Connection { .. })),
+        "{error:?}"
+    );
+}
+
+/// A version negotiation packet that offers another version only.
+fn dial_with_forged_negotiation(salt: Option<&InitialSalt>) -> Option<ConnectError> {
+    dial_with_forgery(|destination, source| {
+        let mut packet = vec![0xc0, 0, 0, 0, 0, 8];
+        packet.extend_from_slice(source);
+        packet.push(16);
+        packet.extend_from_slice(destination);
+        packet.extend_from_slice(&(VERSION + 1).to_be_bytes());
+        if let Some(salt) = salt {
+            let tag = salt.negotiation_tag(destination, &packet);
+            packet.extend_from_slice(&tag);
+        }
+        packet
+    })
+}
+
+#[test]
+fn an_outsiders_version_negotiation_is_ignored() {
+    let foreign = InitialSalt::keyed(psk(9).as_bytes());
+    for salt in [None, Some(&foreign)] {
+        let error = dial_with_forged_negotiation(salt);
+        assert!(error.is_none(), "{error:?}");
+    }
+}
+
+#[test]
+fn a_members_version_negotiation_ends_the_dial() {
+    let ours = InitialSalt::keyed(psk(1).as_bytes());
+    let error = dial_with_forged_negotiation(Some(&ours));
+    assert!(
+        matches!(error, Some(ConnectError::VersionMismatch)),
         "{error:?}"
     );
 }

@@ -1,0 +1,14 @@
+//! Integration tests of the mesh: one binary, one module a subject.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic like tests")]
+
+mod announce;
+mod auth;
+mod cluster;
+mod common;
+mod join;
+mod mesh_sim;
+mod peers;
+mod probe;
+mod rpc;
+mod sim;
+mod transport;

@@ -1,0 +1,60 @@
+//! The demo where there are no containers; `tests/docker` plays it whole.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+
+use crate::support::{Done, Home, signal};
+
+fn left_in(folder: &Path) -> usize {
+    fs::read_dir(folder).expect("the folder is there").count()
+}
+
+#[test]
+fn without_docker_it_shows_the_rest_and_how_to_get_it() {
+    let home = Home::new();
+    let tmp = tempfile::tempdir().unwrap();
+    let output = home
+        .command(&["demo"])
+        .env("TMPDIR", tmp.path())
+        .output()
+        .unwrap();
+    let done = Done::from(output);
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(
+        done.err.contains("error[E109]") && done.err.contains("apt-get install docker.io"),
+        "{done:?}"
+    );
+    for shown in ["gpu-box", "8×A100 80GB", "error[E301]", "✔ nothing is left"] {
+        assert!(done.out.contains(shown), "{shown}: {done:?}");
+    }
+    assert_eq!(left_in(tmp.path()), 0);
+}
+
+#[test]
+fn interrupted_it_cleans_up() {
+    let home = Home::new();
+    let tmp = tempfile::tempdir().unwrap();
+    let child = home
+        .command(&["demo"])
+        .env("TMPDIR", tmp.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Its manager's key is there: a node is on its way up.
+    while !fs::read_dir(tmp.path())
+        .unwrap()
+        .flatten()
+        .any(|f| f.path().join("manager/node.key").exists())
+    {
+        std::thread::yield_now();
+    }
+    signal("INT", child.id());
+    let done = Done::from(child.wait_with_output().unwrap());
+    assert!(
+        done.code == 1 && done.err.contains("error[E209]"),
+        "{done:?}"
+    );
+    assert_eq!(left_in(tmp.path()), 0);
+}
