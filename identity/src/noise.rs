@@ -41,6 +41,15 @@ pub trait Entropy: Send + Sync + fmt::Debug {
     fn fill(&self, out: &mut [u8]);
 }
 
+impl dyn Entropy {
+    /// `N` random bytes.
+    pub fn array<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.fill(&mut bytes);
+        bytes
+    }
+}
+
 /// The pre-shared keys of a mesh: one in use, and during a rotation a second one.
 ///
 /// A node that dials with a key which its peer does not accept meets silence. So a rotation without a

@@ -234,9 +234,9 @@ crate::service! {
     /// Fetches an image.
     stream Pull("image.pull", Call, true): PullImage => PullProgress;
     /// Events from a sequence number on, progress and heartbeats.
-    stream Watch("events.watch", Call, true): Events => EventItem;
+    stream Watch("events.watch", Admin, true): Events => EventItem;
     /// Acknowledges events.
-    unary Ack("events.ack", Call, true): AckEvents => ();
+    unary Ack("events.ack", Admin, true): AckEvents => ();
     /// The agent's state.
     unary Inspect("status", Call, true): () => AgentStatus;
 }

@@ -33,8 +33,6 @@ pub struct Presented {
     /// The callee's own tokens, so that one exchange serves both sides.
     #[serde(deserialize_with = "bounded_vec::<_, _, MAX_TOKENS_PER_PEER>")]
     pub tokens: Vec<Token>,
-    /// The callee's clock.
-    pub now: Timestamp,
 }
 
 /// Redeems a ticket.

@@ -16,20 +16,7 @@ pub trait WallClock: Send + Sync + 'static {
     fn now(&self) -> Timestamp;
 }
 
-/// A source of random bytes; cryptographically strong in production, seeded in simulations.
-pub trait Entropy: Send + Sync + 'static {
-    /// Fills `bytes`.
-    fn fill(&self, bytes: &mut [u8]);
-}
-
-impl dyn Entropy {
-    /// `N` random bytes.
-    pub fn array<const N: usize>(&self) -> [u8; N] {
-        let mut bytes = [0; N];
-        self.fill(&mut bytes);
-        bytes
-    }
-}
+pub use meshwork_identity::noise::Entropy;
 
 /// A node and what it says about itself.
 pub type Known = (NodeId, Arc<Announcement>);

@@ -232,17 +232,13 @@ pub struct Shortage {
     pub slot: String,
     /// What the request needs, in the slot's unit.
     pub needed: String,
-    /// What is there.
+    /// What is there, in words: `0.5 free`.
     pub free: String,
 }
 
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: needs {}, {} free",
-            self.slot, self.needed, self.free
-        )
+        write!(f, "{}: needs {}, {}", self.slot, self.needed, self.free)
     }
 }
 
@@ -254,15 +250,15 @@ impl Capacity {
         if request.cpu_millis > self.cpu_free {
             missing.push(Shortage {
                 slot: "cpu".into(),
-                needed: millis(request.cpu_millis),
-                free: millis(self.cpu_free),
+                needed: cpus(request.cpu_millis),
+                free: format!("{} free", cpus(self.cpu_free)),
             });
         }
         if request.mem > self.mem_free {
             missing.push(Shortage {
                 slot: "mem".into(),
                 needed: ByteSize(request.mem).to_string(),
-                free: ByteSize(self.mem_free).to_string(),
+                free: format!("{} free", ByteSize(self.mem_free)),
             });
         }
         if let Some(gpu) = &request.gpu {
@@ -271,11 +267,20 @@ impl Capacity {
                 missing.push(Shortage {
                     slot: "gpu".into(),
                     needed: gpu.to_string(),
-                    free: format!("{fitting} of {} fit and are", self.gpus.len()),
+                    free: self.gpus_in_words(fitting),
                 });
             }
         }
         missing
+    }
+
+    fn gpus_in_words(&self, fitting: usize) -> String {
+        let free = self.gpus.iter().filter(|gpu| gpu.is_free()).count();
+        match (self.gpus.len(), free) {
+            (0, _) => "there is none".into(),
+            (all, 0) => format!("0 of {all} free"),
+            (_, free) => format!("{fitting} of {free} free would do"),
+        }
     }
 
     /// The free devices that fit a request, by index.
@@ -286,9 +291,9 @@ impl Capacity {
     }
 }
 
-/// `1500` as `1.5`.
-fn millis(n: u64) -> String {
-    let text = format!("{}.{:03}", n / 1000, n % 1000);
+/// Thousandths of a hardware thread, for people: `1500` as `1.5`.
+pub fn cpus(millis: u64) -> String {
+    let text = format!("{}.{:03}", millis / 1000, millis % 1000);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 

@@ -2,20 +2,50 @@
 //! [`meshwork_proto::rpc`].
 //!
 //! `frame` cuts a stream into length-checked frames, `client` makes calls, `server` accepts and
-//! answers them, `access` decides who may. Nothing here knows how connections come to be.
+//! answers those of one connection, `desk` is what all of them are served from, `access` decides who
+//! may. Nothing here knows how connections come to be.
 
 mod access;
 mod client;
+mod desk;
 mod frame;
+mod in_flight;
 mod server;
 
 use std::time::Duration;
 
+use meshwork_proto::rpc::{RpcError, Status};
 use quinn::VarInt;
+use tokio::time::Instant;
 
 pub(crate) use access::{Refusal, Standing};
-pub(crate) use client::{CallError, stream, unary};
-pub(crate) use server::{Desk, Server, catch_panic, timeout_error};
+pub(crate) use client::{CallError, Outgoing, stream, unary};
+pub(crate) use desk::{Desk, LastUse};
+pub(crate) use in_flight::{Busy, InFlight};
+pub(crate) use server::{Server, Serving};
+
+/// Codes of connections: why one was closed.
+pub(crate) mod close_code {
+    use super::VarInt;
+
+    /// The node shuts down.
+    pub(crate) const SHUTDOWN: VarInt = VarInt::from_u32(SHUTDOWN_CODE);
+    /// See [`SHUTDOWN`].
+    pub(crate) const SHUTDOWN_CODE: u32 = 1;
+    /// There is another connection between the two nodes. Whatever the closed one carried and was
+    /// not answered was not served.
+    pub(crate) const DUPLICATE: VarInt = VarInt::from_u32(2);
+    /// It was not used for long. What it carried and was not answered was not served.
+    pub(crate) const IDLE: VarInt = VarInt::from_u32(3);
+    /// The peer is revoked.
+    pub(crate) const REVOKED: VarInt = VarInt::from_u32(4);
+    /// The node has as many connections as it may.
+    pub(crate) const BUSY: VarInt = VarInt::from_u32(5);
+    /// The dialler did not present its tokens in time.
+    pub(crate) const NO_GREETING: VarInt = VarInt::from_u32(6);
+    /// Another connection has proved alive where this one did not answer.
+    pub(crate) const STALE: VarInt = VarInt::from_u32(7);
+}
 
 /// Codes of streams: why one was reset, or is not read any further.
 pub(crate) mod stream_code {
@@ -28,6 +58,10 @@ pub(crate) mod stream_code {
     pub(crate) const UNKNOWN_TYPE: VarInt = VarInt::from_u32(0x11);
     /// The request did not arrive in time, or broke the format before it could be answered.
     pub(crate) const BAD_REQUEST: VarInt = VarInt::from_u32(0x12);
+    /// The token that allowed the call expired or was revoked, amid an item.
+    pub(crate) const AUTHORITY_ENDED: VarInt = VarInt::from_u32(0x14);
+    /// The connection is about to close; the call was not looked at.
+    pub(crate) const NOT_SERVED: VarInt = VarInt::from_u32(0x15);
     /// The rest of the request is of no interest: the answer is given.
     pub(crate) const ANSWERED: VarInt = VarInt::from_u32(0x13);
 }
@@ -49,6 +83,23 @@ pub struct RpcLimits {
     /// Time for the header of a call to arrive, and for its end after the body. A peer that opens
     /// streams and stays silent holds each for this long. Default 10 s.
     pub header_deadline: Duration,
+}
+
+/// The time after `wait`, or one so far off that it makes no difference.
+pub(crate) fn after(wait: Duration) -> Instant {
+    const FAR: Duration = Duration::from_hours(24 * 365 * 30);
+    Instant::now() + wait.min(FAR)
+}
+
+/// The error for a deadline that passed.
+pub(crate) fn timeout_error() -> RpcError {
+    RpcError::new(Status::Timeout, "the call did not end by its deadline")
+}
+
+/// The error for a body above the bound.
+pub(crate) fn too_large(what: &str, len: usize, max: usize) -> RpcError {
+    RpcError::invalid(format!("{what} has {len} bytes; at most {max} are allowed"))
+        .reason("too_large")
 }
 
 impl Default for RpcLimits {

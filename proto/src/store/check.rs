@@ -112,7 +112,7 @@ fn split(signed: &SignedAnnouncement) -> Result<(Head, &[u8]), RefusedBy> {
 
 /// What it says, if it is signed, and says nothing that no honest node says. What is already held
 /// is recognized by its bytes: nearly every announcement is a renewal, and to decode one and to drop
-/// the other's many strings costs a fifth of a signature.
+/// the other's many strings costs a tenth of a signature.
 pub(super) fn open(signed: &SignedAnnouncement, held: Option<&Held>) -> Result<Said, RefusedBy> {
     let known = held.and_then(|held| split(&held.signed).ok());
     if known.is_some_and(|(_, known)| split(signed).is_ok_and(|(_, rest)| rest == known)) {

@@ -310,7 +310,6 @@ fn mesh_service() -> Vec<Sample> {
     let presented = Presented {
         refused: vec![None, Some(("expired".into(), "the token expired".into()))],
         tokens: vec![token.clone()],
-        now: NOW,
     };
     let joined = Joined {
         token,

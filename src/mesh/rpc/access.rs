@@ -18,7 +18,10 @@ pub(crate) struct Refusal {
 
 impl From<&TokenError> for Refusal {
     fn from(error: &TokenError) -> Self {
-        Self { kind: error.kind(), message: error.to_string() }
+        Self {
+            kind: error.kind(),
+            message: error.to_string(),
+        }
     }
 }
 
@@ -27,7 +30,7 @@ impl From<&TokenError> for Refusal {
 pub(crate) struct Standing {
     /// Whether the peer has presented its tokens at all. Until then nothing is known of it.
     pub(crate) presented: bool,
-    /// What holds.
+    /// What holds, for this peer as the subject.
     pub(crate) grants: Arc<[Grant]>,
     /// What does not, so that a refused call can say why.
     pub(crate) refused: Arc<[Refusal]>,
@@ -45,23 +48,22 @@ impl Standing {
         let path = method.path();
         let checked = match method.access {
             Access::Open => return Ok(()),
-            Access::Member => self.any(|grant| {
-                // Membership is of the mesh, not of a resource: a token that allows anything at
-                // all on this mesh makes its subject a member.
-                grant.check_time(now)?;
-                let member = [Scope::Announce, Scope::Call]
-                    .into_iter()
-                    .any(|scope| grant.scopes.allows(scope));
-                if member && grant.subject == *caller {
-                    Ok(())
-                } else {
-                    grant.check(caller, Scope::Announce, &path, local, now)
-                }
-            }),
+            Access::Member if self.is_member(now) => return Ok(()),
+            Access::Member => self.any(|g| g.check(caller, Scope::Announce, &path, local, now)),
             Access::Call => self.any(|g| g.check(caller, Scope::Call, &path, local, now)),
             Access::Admin => self.any(|g| g.check(caller, Scope::Admin, &path, local, now)),
         };
         checked.map_err(|error| self.refusal(&path, error.as_ref()))
+    }
+
+    /// Whether some token of this mesh lets its subject announce or call anything at all:
+    /// membership is of the mesh, not of a resource.
+    pub(crate) fn is_member(&self, now: Timestamp) -> bool {
+        self.grants.iter().any(|grant| {
+            let scopes = grant.scopes;
+            grant.check_time(now).is_ok()
+                && (scopes.allows(Scope::Announce) || scopes.allows(Scope::Call))
+        })
     }
 
     /// Whether one of the grants passes. Else the most telling of their errors, if there are any.
@@ -84,7 +86,11 @@ impl Standing {
 
     /// The answer to a call that no grant allows.
     fn refusal(&self, path: &str, error: Option<&TokenError>) -> RpcError {
-        let status = if self.grants.is_empty() { Status::Unauthenticated } else { Status::Denied };
+        let status = if self.grants.is_empty() {
+            Status::Unauthenticated
+        } else {
+            Status::Denied
+        };
         if let Some(refused) = self.refused.first() {
             return RpcError::new(status, format!("`{path}` is refused: {}", refused.message))
                 .reason(refused.kind)
@@ -94,18 +100,17 @@ impl Standing {
             Some(error) => RpcError::new(status, format!("`{path}` is refused: {error}"))
                 .reason(error.kind())
                 .fix("ask an admin of the mesh for a token that allows this"),
-            None => RpcError::new(status, format!("`{path}` needs a token, and none was presented"))
-                .reason("no_token")
-                .fix("join the mesh with a ticket"),
+            None => RpcError::new(
+                status,
+                format!("`{path}` needs a token, and none was presented"),
+            )
+            .reason("no_token")
+            .fix("join the mesh with a ticket"),
         }
     }
 
     /// The standing without what no longer holds, or `None` when all of it does.
-    pub(crate) fn without_lapsed(
-        &self,
-        now: Timestamp,
-        revocations: &Revocations,
-    ) -> Option<Self> {
+    pub(crate) fn without_lapsed(&self, now: Timestamp, revocations: &Revocations) -> Option<Self> {
         let lapse = |grant: &Grant| match grant.revoked_by(revocations) {
             Some(what) => Err(TokenError::Revoked { what }),
             None => grant.check_time(now),
@@ -119,13 +124,20 @@ impl Standing {
         if lapsed.is_empty() {
             return None;
         }
-        let grants = self.grants.iter().filter(|grant| lapse(grant).is_ok()).cloned().collect();
+        let grants = self
+            .grants
+            .iter()
+            .filter(|grant| lapse(grant).is_ok())
+            .cloned()
+            .collect();
         // What has just lapsed explains better than what never held.
         let refused = lapsed.into_iter().chain(self.refused.iter().cloned());
         Some(Self {
             presented: self.presented,
             grants,
-            refused: refused.take(meshwork_proto::limits::MAX_TOKENS_PER_PEER).collect(),
+            refused: refused
+                .take(meshwork_proto::limits::MAX_TOKENS_PER_PEER)
+                .collect(),
         })
     }
 }

@@ -4,14 +4,13 @@ use bytes::Bytes;
 use futures_util::{FutureExt, stream};
 use meshwork_proto::codec;
 use meshwork_proto::limits::MAX_FRAME;
-use meshwork_proto::rpc::{Kind, ReplyTag, RequestHeader, RpcError, STREAM_RPC, Status};
+use meshwork_proto::rpc::{ReplyTag, RequestHeader, RpcError, STREAM_RPC, Status};
 use meshwork_proto::service::{ItemStream, RawCall};
 use quinn::{Connection, ConnectionError, ReadError, SendStream, WriteError};
 use tokio::time::{Instant, timeout_at};
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::frame::{FrameError, FrameReader, framed, write_frame};
-use super::{stream_code, timeout_error};
+use super::{Busy, close_code, stream_code, timeout_error, too_large};
 
 /// How a call failed.
 #[derive(Debug)]
@@ -20,6 +19,36 @@ pub(crate) enum CallError {
     Failed(RpcError),
     /// The connection ended under the call.
     Lost(ConnectionError),
+    /// The callee did not look at the call, because the connection is about to end.
+    NotServed,
+}
+
+impl CallError {
+    /// Whether the callee certainly did not look at the call, so that repeating it is no second
+    /// call.
+    pub(crate) fn is_not_served(&self) -> bool {
+        match self {
+            Self::NotServed => true,
+            // A node closes for these reasons between calls only.
+            Self::Lost(ConnectionError::ApplicationClosed(close)) => {
+                [close_code::DUPLICATE, close_code::IDLE].contains(&close.error_code)
+            }
+            Self::Lost(_) | Self::Failed(_) => false,
+        }
+    }
+}
+
+/// What the caller is told in the end.
+impl From<CallError> for RpcError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Failed(error) => error,
+            CallError::Lost(error) => lost(&error),
+            CallError::NotServed => {
+                Self::unavailable("the connection was about to close").reason("connection_lost")
+            }
+        }
+    }
 }
 
 impl From<RpcError> for CallError {
@@ -28,50 +57,56 @@ impl From<RpcError> for CallError {
     }
 }
 
-/// Makes a unary call, to end by `deadline`. `busy` lives as long as the call.
+/// A call and where it goes.
+#[derive(Debug)]
+pub(crate) struct Outgoing<'a> {
+    /// The connection to the callee.
+    pub(crate) conn: &'a Connection,
+    /// Unique on the connection.
+    pub(crate) id: u64,
+    /// What is called.
+    pub(crate) call: &'a RawCall,
+    /// A unary call ends by then, a streaming one is accepted by then.
+    pub(crate) deadline: Instant,
+    /// Largest body and largest item.
+    pub(crate) max_frame: usize,
+}
+
+/// Makes a unary call. `busy` lives as long as the call.
 ///
 /// # Cancel safety
 /// Dropping the future cancels the call; whether the handler ran is unknown then.
-pub(crate) async fn unary(
-    conn: &Connection,
-    id: u64,
-    call: &RawCall,
-    deadline: Instant,
-    busy: TaskTrackerToken,
-) -> Result<Bytes, CallError> {
+pub(crate) async fn unary(outgoing: Outgoing<'_>, busy: Busy) -> Result<Bytes, CallError> {
     let _busy = busy;
     let answer = async {
-        let mut request = Request::send(conn, id, call, deadline).await?;
-        let reply = request.reply().await?;
-        let Reply::Item(item) = reply else {
+        let mut request = Request::send(&outgoing).await?;
+        let Reply::Item(item) = request.reply().await? else {
             return Err(broken("a unary call was answered without a value").into());
         };
         request.finish();
         Ok(item)
     };
-    within(deadline, answer).await
+    within(outgoing.deadline, answer).await
 }
 
-/// Makes a streaming call; the callee is to accept it by `deadline`. `busy` lives as long as the
-/// stream.
+/// Makes a streaming call. `busy` lives as long as the stream.
 ///
 /// # Cancel safety
 /// Dropping the future or the stream cancels the call.
 pub(crate) async fn stream(
-    conn: &Connection,
-    id: u64,
-    call: &RawCall,
-    deadline: Instant,
-    busy: TaskTrackerToken,
+    outgoing: Outgoing<'_>,
+    busy: Busy,
 ) -> Result<ItemStream<Bytes>, CallError> {
     let started = async {
-        let mut request = Request::send(conn, id, call, deadline).await?;
+        let mut request = Request::send(&outgoing).await?;
         match request.reply().await? {
             Reply::Started => Ok(request),
-            _ => Err(broken("a streaming call was answered with a value").into()),
+            Reply::Item(_) | Reply::End => {
+                Err(broken("a streaming call was answered before it was accepted").into())
+            }
         }
     };
-    let request = within(deadline, started).await?;
+    let request = within(outgoing.deadline, started).await?;
     let items = stream::unfold(Some((request, busy)), |state| async {
         let (mut request, busy) = state?;
         match request.reply().await {
@@ -80,11 +115,10 @@ pub(crate) async fn stream(
                 request.finish();
                 None
             }
-            Ok(Reply::Started) => {
-                Some((Err(broken("a streaming call was accepted twice")), None))
-            }
+            Ok(Reply::Started) => Some((Err(broken("a streaming call was accepted twice")), None)),
             Err(CallError::Failed(error)) => Some((Err(error), None)),
             Err(CallError::Lost(error)) => Some((Err(lost(&error)), None)),
+            Err(CallError::NotServed) => Some((Err(broken("a served call was not served")), None)),
         }
     });
     Ok(Box::pin(items))
@@ -125,20 +159,22 @@ enum Reply {
 }
 
 impl Request {
-    async fn send(
-        conn: &Connection,
-        id: u64,
-        call: &RawCall,
-        deadline: Instant,
-    ) -> Result<Self, CallError> {
-        if call.body.len() > MAX_FRAME {
-            return Err(too_large("the request", call.body.len(), MAX_FRAME).into());
+    async fn send(outgoing: &Outgoing<'_>) -> Result<Self, CallError> {
+        let Outgoing {
+            conn,
+            id,
+            call,
+            deadline,
+            max_frame,
+        } = *outgoing;
+        if call.body.len() > max_frame {
+            return Err(too_large("the request", call.body.len(), max_frame).into());
         }
         let (send, recv) = conn.open_bi().await.map_err(CallError::Lost)?;
         let mut request = Self {
             send,
             reader: FrameReader::new(recv),
-            max_item: MAX_FRAME,
+            max_item: max_frame,
             finished: false,
         };
         let left = deadline.saturating_duration_since(Instant::now());
@@ -214,25 +250,25 @@ impl Drop for Request {
 fn read_error(error: FrameError) -> CallError {
     match error {
         FrameError::Read(ReadError::ConnectionLost(error)) => CallError::Lost(error),
-        FrameError::Read(ReadError::Reset(code)) if code == stream_code::UNKNOWN_TYPE => {
-            RpcError::not_found("the peer does not know RPC streams").reason("stream_type").into()
+        FrameError::Read(ReadError::Reset(code)) if code == stream_code::NOT_SERVED => {
+            CallError::NotServed
         }
-        FrameError::Read(ReadError::Reset(code)) => {
-            RpcError::new(Status::Cancelled, format!("the peer gave the call up (code {code})"))
+        FrameError::Read(ReadError::Reset(code)) if code == stream_code::UNKNOWN_TYPE => {
+            RpcError::not_found("the peer does not know RPC streams")
+                .reason("stream_type")
                 .into()
         }
+        FrameError::Read(ReadError::Reset(code)) if code == stream_code::AUTHORITY_ENDED => {
+            RpcError::denied("the authority for this call ended, and the call with it")
+                .reason("authority_ended")
+                .into()
+        }
+        FrameError::Read(ReadError::Reset(code)) => RpcError::new(
+            Status::Cancelled,
+            format!("the peer gave the call up (code {code})"),
+        )
+        .into(),
         FrameError::TooLong { len, max } => too_large("the answer", len, max).into(),
         other => broken(&other.to_string()).into(),
     }
-}
-
-/// The error for a body above the bound.
-pub(crate) fn too_large(what: &str, len: usize, max: usize) -> RpcError {
-    RpcError::invalid(format!("{what} has {len} bytes; at most {max} are allowed"))
-        .reason("too_large")
-}
-
-/// Whether the method's declaration fits how it is called.
-pub(crate) fn is_stream(call: &RawCall) -> bool {
-    call.method.kind == Kind::ServerStream
 }

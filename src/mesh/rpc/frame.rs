@@ -43,7 +43,10 @@ pub(crate) struct FrameReader {
 
 impl FrameReader {
     pub(crate) fn new(recv: RecvStream) -> Self {
-        Self { recv, rest: Bytes::new() }
+        Self {
+            recv,
+            rest: Bytes::new(),
+        }
     }
 
     /// The first byte of the stream.
@@ -125,7 +128,11 @@ pub(crate) async fn write_frame(
     prefix: &[u8],
     body: Bytes,
 ) -> Result<(), WriteError> {
-    let copied = if body.len() < COPY_BELOW { body.len() } else { 0 };
+    let copied = if body.len() < COPY_BELOW {
+        body.len()
+    } else {
+        0
+    };
     let mut head = BytesMut::with_capacity(lead.len() + LENGTH + prefix.len() + copied);
     head.put_slice(lead);
     put_head(&mut head, prefix, body.len());

@@ -8,7 +8,7 @@ use std::{
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
-    hmac, rand,
+    hmac,
 };
 use meshwork_identity::noise::Entropy;
 use quinn::{
@@ -20,13 +20,14 @@ use tokio::time::Instant;
 
 use super::stats::Counters;
 
-/// The operating system's random source, by way of AWS-LC.
+/// The operating system's random source. Not by way of AWS-LC, whose own generator takes 60 ms to
+/// gather entropy from the processor's jitter at its first use.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemEntropy;
 
 impl Entropy for SystemEntropy {
     fn fill(&self, out: &mut [u8]) {
-        rand::fill(out).expect("the system's random source works");
+        getrandom::fill(out).expect("the system's random source works once it is up");
     }
 }
 

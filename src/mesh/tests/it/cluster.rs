@@ -11,9 +11,9 @@ use meshwork_identity::{
     Scopes, Timestamp, Token, TokenRequest,
 };
 use meshwork_mesh::{Env, MemoryState, Mesh, MeshConfig, StateStore, SystemEntropy};
-use meshwork_netsim::{Net, SeededEntropy};
+use meshwork_netsim::Net;
 use meshwork_proto::announcement::{Announcement, Hardware, Software};
-use meshwork_proto::ports::{Entropy, WallClock};
+use meshwork_proto::ports::WallClock;
 use meshwork_proto::service::Router;
 use tokio::time::Instant;
 
@@ -43,15 +43,6 @@ impl WallClock for TestClock {
     fn now(&self) -> Timestamp {
         let ahead = Duration::from_millis(self.ahead.load(Ordering::Relaxed));
         EPOCH.saturating_add(self.start.elapsed() + ahead)
-    }
-}
-
-/// The simulation's randomness, as nodes want it.
-struct SimEntropy(Arc<SeededEntropy>);
-
-impl Entropy for SimEntropy {
-    fn fill(&self, bytes: &mut [u8]) {
-        meshwork_identity::noise::Entropy::fill(&*self.0, bytes);
     }
 }
 
@@ -145,7 +136,7 @@ impl Cluster {
         match &self.net {
             Some(net) => Env {
                 clock: self.clock.clone(),
-                entropy: Arc::new(SimEntropy(net.entropy())),
+                entropy: net.entropy(),
                 state,
                 runtime: net.runtime(),
                 socket: net.socket(sim_addr(n)).unwrap(),

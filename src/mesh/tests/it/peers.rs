@@ -289,21 +289,42 @@ async fn more_peers_than_allowed_are_turned_away() {
 #[tokio::test]
 async fn connections_of_one_peer_are_bounded() {
     const BUSY: u32 = 5;
+    const MAX: usize = 64;
     let cluster = Cluster::new();
     let hub = cluster.node(2, Router::new());
     let mut silent = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..MAX {
         silent.push(ByHand::dial_silently(&cluster, 1, &hub).await);
     }
-    until("all are there", || hub.open_connections() == 4).await;
-    let fifth = ByHand::dial_silently(&cluster, 1, &hub).await;
-    let closed = fifth.conn.closed().await;
+    until("all are there", || hub.open_connections() == MAX).await;
+    let one_more = ByHand::dial_silently(&cluster, 1, &hub).await;
+    let closed = one_more.conn.closed().await;
     assert!(
         matches!(&closed, quinn::ConnectionError::ApplicationClosed(close)
             if close.error_code == BUSY.into()),
         "{closed}"
     );
     stop(&[&hub]).await;
+}
+
+#[tokio::test]
+async fn clients_that_share_an_identity_each_keep_their_connection() {
+    let cluster = Cluster::new();
+    let hub = cluster.node(1, probe::router());
+    let client = || {
+        let mut config = cluster.config(2, vec![cluster.node_token(2)]);
+        config.accept = false;
+        cluster.start_with(2, config, Router::new())
+    };
+    let clients = [client(), client(), client()];
+    for client in &clients {
+        connect(client, &hub).await;
+    }
+    for client in &clients {
+        echoes(client, &hub).await;
+    }
+    assert_eq!(hub.open_connections(), clients.len());
+    stop(&[&clients[0], &clients[1], &clients[2], &hub]).await;
 }
 
 #[test]

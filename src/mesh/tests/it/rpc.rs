@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use meshwork_identity::Timestamp;
 use meshwork_mesh::Mesh;
 use meshwork_mesh::transport::{Endpoint, peer_id};
 use meshwork_proto::codec;
@@ -147,7 +146,6 @@ async fn a_client_refuses_announced_lengths_before_their_bytes() {
         let presented = Presented {
             refused: vec![],
             tokens: vec![],
-            now: Timestamp::default(),
         };
         send.write_all(&frame(&[&[0], &codec::encode(&presented)[..]].concat()))
             .await

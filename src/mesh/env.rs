@@ -1,0 +1,66 @@
+//! What a node takes from outside: time, chance, a place to remember, a socket. Production takes
+//! the system's; the simulator gives its own, and the node above runs unchanged.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use meshwork_identity::Timestamp;
+use meshwork_proto::ports::{Entropy, WallClock};
+use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
+
+use crate::error::MeshError;
+use crate::state::StateStore;
+use crate::transport::{self, SystemEntropy};
+
+/// The outside of a node.
+#[derive(Clone)]
+pub struct Env {
+    /// Wall clock: for what is signed and for expiry. Timers run on tokio's clock.
+    pub clock: Arc<dyn WallClock>,
+    /// Randomness: for keys as well as for jitter.
+    pub entropy: Arc<dyn Entropy>,
+    /// Where the node remembers.
+    pub state: Arc<dyn StateStore>,
+    /// Where quinn spawns its tasks and gets its timers.
+    pub runtime: Arc<dyn Runtime>,
+    /// The node's one socket.
+    pub socket: Arc<dyn AsyncUdpSocket>,
+}
+
+impl Env {
+    /// The system's clock, randomness and network, with a UDP socket at `addr` (port 0: any free
+    /// one). Must be called within a tokio runtime.
+    pub fn production(addr: SocketAddr, state: Arc<dyn StateStore>) -> Result<Self, MeshError> {
+        let socket = transport::udp_socket(addr, transport::SOCKET_BUFFER)?;
+        Ok(Self {
+            clock: Arc::new(SystemClock),
+            entropy: Arc::new(SystemEntropy),
+            state,
+            runtime: Arc::new(TokioRuntime),
+            socket,
+        })
+    }
+}
+
+impl fmt::Debug for Env {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Env")
+            .field("socket", &self.socket.local_addr().ok())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The machine's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl WallClock for SystemClock {
+    fn now(&self) -> Timestamp {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        // A clock before 1970 is a broken one; everything it signs would be refused anyway.
+        let millis = since.unwrap_or(Duration::ZERO).as_millis();
+        Timestamp::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
+    }
+}

@@ -1,0 +1,205 @@
+//! Making connections: to any of a peer's addresses, once at a time, again and again where a peer
+//! is pinned.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use meshwork_identity::{Contact, NodeId};
+use quinn::Connection;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::debug;
+
+use super::Link;
+use crate::error::{MeshError, Tried};
+use crate::node::Node;
+use crate::rpc::{after, close_code};
+use crate::transport::{ConnectError, Incoming};
+
+/// How a dial ended.
+pub(crate) type DialResult = Result<(), MeshError>;
+
+/// Head start of each address of a contact before the next one is tried as well (as RFC 8305 §5).
+const HEAD_START: Duration = Duration::from_millis(250);
+/// Most addresses of a peer that are tried.
+const MAX_ADDRESSES: usize = 8;
+/// First pause before a pinned peer is dialled again; doubled after each failure.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// Longest pause before a pinned peer is dialled again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long one round of dialling a pinned peer may take.
+const PINNED_DIAL: Duration = Duration::from_secs(30);
+
+/// Waits for a dial to fail. One that succeeds shows in the table of connections.
+async fn failure(dial: &mut watch::Receiver<Option<DialResult>>) -> MeshError {
+    loop {
+        if let Some(Err(error)) = &*dial.borrow_and_update() {
+            return error.clone();
+        }
+        if dial.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Node {
+    /// The connection to the contact, dialled if there is none.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves a dial that was begun to itself.
+    pub(crate) async fn reach(
+        self: &Arc<Self>,
+        contact: &Contact,
+        deadline: Instant,
+    ) -> Result<Arc<Link>, MeshError> {
+        let node = contact.node;
+        if node == self.credentials.node_id() {
+            return Err(MeshError::Own);
+        }
+        if let Some(link) = self.peers.get(&node) {
+            return Ok(link);
+        }
+        let begun = Instant::now();
+        let mut dial = match self.peers.dialling(&node) {
+            Some(dial) => dial,
+            None if contact.addrs.is_empty() => return Err(MeshError::NoAddress { node }),
+            None => self.dial_once(contact),
+        };
+        tokio::select! {
+            biased;
+            link = self.peers.connected(&node) => Ok(link),
+            error = failure(&mut dial) => Err(error),
+            () = sleep_until(deadline) => Err(MeshError::Timeout {
+                node,
+                after: deadline.saturating_duration_since(begun),
+            }),
+        }
+    }
+
+    /// Dials, unless that is being done already.
+    fn dial_once(self: &Arc<Self>, contact: &Contact) -> watch::Receiver<Option<DialResult>> {
+        self.peers.dial(contact.node, || {
+            let (done, result) = watch::channel(None);
+            let (node, contact) = (self.clone(), contact.clone());
+            self.tasks.spawn(async move {
+                let draining = node.desk.draining.clone();
+                let result = tokio::select! {
+                    biased;
+                    () = draining.cancelled() => Err(MeshError::ShuttingDown),
+                    result = node.dial_and_greet(&contact) => result,
+                };
+                if let Err(error) = &result {
+                    debug!(peer = ?contact.node, %error, "dial failed");
+                }
+                node.peers.dialled(&contact.node);
+                done.send_replace(Some(result));
+            });
+            result
+        })
+    }
+
+    async fn dial_and_greet(self: &Arc<Self>, contact: &Contact) -> DialResult {
+        let conn = self.connect(contact).await?;
+        let link = self.adopt(conn, true).expect("what we dial is not bounded");
+        let greeted = self.greet(&link).await;
+        if greeted.is_err() {
+            link.close(close_code::NO_GREETING, "no answer to the greeting");
+        }
+        greeted
+    }
+
+    /// Connects to the first address that answers. Each gets a head start before the next.
+    async fn connect(&self, contact: &Contact) -> Result<Connection, MeshError> {
+        let addrs = contact.addrs.iter().take(MAX_ADDRESSES).copied();
+        let mut tries: FuturesUnordered<_> = (0u32..)
+            .zip(addrs)
+            .map(|(index, addr)| async move {
+                sleep(HEAD_START * index).await;
+                (
+                    index,
+                    addr,
+                    self.endpoint.connect(addr, Some(contact.node)).await,
+                )
+            })
+            .collect();
+        let mut failed: Vec<(u32, SocketAddr, ConnectError)> = Vec::new();
+        while let Some((index, addr, result)) = tries.next().await {
+            match result {
+                Ok(conn) => return Ok(conn),
+                Err(error) => failed.push((index, addr, error)),
+            }
+        }
+        failed.sort_by_key(|(index, ..)| *index);
+        let tried = failed
+            .into_iter()
+            .map(|(_, addr, error)| (addr, error))
+            .collect();
+        Err(MeshError::Unreachable {
+            node: contact.node,
+            tried: Tried(tried),
+        })
+    }
+
+    /// Keeps a pinned peer connected until the node shuts down.
+    pub(crate) async fn keep_connected(self: Arc<Self>, peer: NodeId) {
+        let draining = self.desk.draining.clone();
+        let keep = async {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                let Some(contact) = self.peers.pinned(&peer) else {
+                    return;
+                };
+                match self.reach(&contact, after(PINNED_DIAL)).await {
+                    Ok(_) => {
+                        let since = Instant::now();
+                        self.peers.disconnected(&peer).await;
+                        // Who accepts and drops us at once is no better than who is not there.
+                        if since.elapsed() > LONGEST_PAUSE {
+                            pause = FIRST_PAUSE;
+                        }
+                    }
+                    Err(error) => debug!(?peer, %error, "pinned peer is not reached"),
+                }
+                sleep(self.jitter(pause)).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        };
+        tokio::select! {
+            biased;
+            () = draining.cancelled() => {}
+            () = keep => {}
+        }
+    }
+
+    /// Between half of `pause` and all of it, so that many nodes do not come back at once.
+    fn jitter(&self, pause: Duration) -> Duration {
+        let chance = u32::from_be_bytes(self.entropy.array());
+        pause / 2 + pause.mul_f64(f64::from(chance) / f64::from(u32::MAX) / 2.0)
+    }
+
+    /// Accepts peers until the endpoint closes.
+    pub(crate) async fn accept(self: Arc<Self>) {
+        while let Some(incoming) = self.endpoint.accept().await {
+            // A node that only dials lets the attempt go, which closes it.
+            if self.config.accept && !self.desk.draining.is_cancelled() {
+                self.tasks.spawn(self.clone().welcome(incoming));
+            }
+        }
+    }
+
+    async fn welcome(self: Arc<Self>, incoming: Incoming) {
+        let conn = match incoming.complete().await {
+            Ok(conn) => conn,
+            Err(error) => return debug!(%error, "a peer's attempt to connect failed"),
+        };
+        let peer = crate::transport::peer_id(&conn);
+        if self.endpoint.open_connections() > self.config.max_peers {
+            debug!(?peer, "too many connections");
+            return conn.close(close_code::BUSY, b"");
+        }
+        self.adopt(conn, false);
+    }
+}

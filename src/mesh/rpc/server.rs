@@ -1,0 +1,447 @@
+//! The serving side: accepts a connection's streams, checks who calls, runs the handler, answers.
+//!
+//! What a hostile peer can hold is bounded: streams by QUIC's stream limit, calls and bytes of
+//! requests by [`RpcLimits`], and every wait for the peer by a deadline.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use meshwork_identity::NodeId;
+use meshwork_proto::codec;
+use meshwork_proto::limits::MAX_HEADER;
+use meshwork_proto::rpc::{ReplyTag, RequestHeader, RpcError, STREAM_RPC, Status};
+use meshwork_proto::service::{
+    Access, CallContext, ItemStream, MethodInfo, RawCall, RawReply, Router,
+};
+use quinn::{Connection, ConnectionError, SendStream, VarInt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::desk::{backpressure, catch_panic, catch_panics, dispatch, wrong_kind};
+use super::frame::{FrameError, FrameReader, write_frame};
+use super::{Busy, Desk, InFlight, LastUse, Standing, stream_code, timeout_error, too_large};
+
+/// Slowest sender of a request body that is waited for, in bytes a second.
+const SLOWEST_BODY: usize = 64 * 1024;
+/// A reader that takes nothing of the answer for so long loses the call.
+const STALLED_READER: Duration = Duration::from_mins(5);
+/// How long the peer may take to acknowledge the last bytes of an answer.
+const ACKNOWLEDGE: Duration = Duration::from_secs(30);
+
+/// Serves one peer over one connection.
+pub(crate) struct Server {
+    desk: Arc<Desk>,
+    serving: Serving,
+    places: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+}
+
+/// A request that was read and let in.
+struct Admitted {
+    call: RawCall,
+    cx: CallContext,
+    deadline: Option<Instant>,
+    /// Bytes of the request that are held.
+    held: OwnedSemaphorePermit,
+    /// Place in the bound of the method.
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+/// Why a call ends before its handler does, or without one.
+enum Ended {
+    /// The caller is told.
+    Failed(RpcError),
+    /// Nobody is there to be told, or the format is broken: the stream is reset.
+    Reset(VarInt),
+}
+
+impl From<RpcError> for Ended {
+    fn from(error: RpcError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// The answer's stream, which knows whether it stands between two frames.
+struct Answer {
+    send: SendStream,
+    amid_frame: bool,
+}
+
+/// What a [`Server`] is made of.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    pub(crate) conn: Connection,
+    pub(crate) peer: NodeId,
+    pub(crate) standing: watch::Receiver<Standing>,
+    /// Whether the peer's tokens are on their way in any case, so that a call may wait for them:
+    /// where we dialled, they come with the answer to ours.
+    pub(crate) expects_tokens: bool,
+    /// Calls under way in both directions.
+    pub(crate) calls: InFlight,
+    pub(crate) last_use: Arc<LastUse>,
+    /// Methods of this connection alone; they go before those of the node.
+    pub(crate) own: Router,
+}
+
+impl Server {
+    pub(crate) fn new(desk: Arc<Desk>, serving: Serving) -> Arc<Self> {
+        let places = Arc::new(Semaphore::new(desk.limits.concurrent_calls));
+        let bytes = Arc::new(Semaphore::new(desk.limits.request_bytes as usize));
+        Arc::new(Self {
+            desk,
+            serving,
+            places,
+            bytes,
+        })
+    }
+
+    /// Serves until the connection ends; why it ended.
+    pub(crate) async fn run(self: Arc<Self>) -> ConnectionError {
+        loop {
+            tokio::select! {
+                biased;
+                accepted = self.serving.conn.accept_bi() => match accepted {
+                    Ok((send, recv)) => {
+                        // Their number is bounded by the stream limit of the connection.
+                        self.accept(send, FrameReader::new(recv));
+                    }
+                    Err(error) => return error,
+                },
+                accepted = self.serving.conn.accept_uni() => match accepted {
+                    Ok(mut recv) => drop(recv.stop(stream_code::UNKNOWN_TYPE)),
+                    Err(error) => return error,
+                },
+            }
+        }
+    }
+
+    fn accept(self: &Arc<Self>, mut send: SendStream, mut reader: FrameReader) {
+        if let Some(busy) = self.serving.calls.enter() {
+            self.desk
+                .calls
+                .spawn(self.clone().serve(send, reader, busy));
+        } else {
+            let _ = send.reset(stream_code::NOT_SERVED);
+            reader.stop(stream_code::NOT_SERVED);
+        }
+    }
+
+    /// One stream from its first byte to the peer's acknowledgement of the answer.
+    async fn serve(self: Arc<Self>, send: SendStream, mut reader: FrameReader, _busy: Busy) {
+        let mut answer = Answer {
+            send,
+            amid_frame: false,
+        };
+        let ended = match self.places.try_acquire() {
+            Ok(_place) => self.call(&mut answer, &mut reader).await,
+            Err(_) => Err(Ended::Failed(backpressure(format!(
+                "this node serves {} calls of a peer at a time",
+                self.desk.limits.concurrent_calls
+            )))),
+        };
+        let finished = answer.close(ended).await;
+        reader.stop(stream_code::ANSWERED);
+        // The connection must not be closed before the answer has arrived.
+        if finished {
+            let _ = timeout(ACKNOWLEDGE, answer.send.stopped()).await;
+        }
+    }
+
+    async fn call(&self, answer: &mut Answer, reader: &mut FrameReader) -> Result<(), Ended> {
+        let admitted = self.admit(reader).await?;
+        let Admitted {
+            call,
+            cx,
+            deadline,
+            held,
+            _place,
+        } = admitted;
+        let method = call.method;
+        match self.dispatch(&call, cx)? {
+            RawReply::Unary(work) => {
+                let stopped = answer.send.stopped();
+                let end = &self.desk.stopping;
+                let item = self
+                    .guard(stopped, &method, deadline, end, catch_panic(method, work))
+                    .await??;
+                answer.item(item, self.desk.limits.frame).await
+            }
+            RawReply::Stream(work) => {
+                let stopped = answer.send.stopped();
+                let end = &self.desk.draining;
+                let items = self
+                    .guard(stopped, &method, deadline, end, catch_panic(method, work))
+                    .await??;
+                drop((held, call));
+                let stopped = answer.send.stopped();
+                let pump = answer.pump(catch_panics(method, items), self.desk.limits.frame);
+                self.guard(stopped, &method, None, end, pump).await?
+            }
+        }
+    }
+
+    /// Reads the request and decides whether it is served.
+    async fn admit(&self, reader: &mut FrameReader) -> Result<Admitted, Ended> {
+        let arrived = Instant::now();
+        let header = self.header(reader, arrived).await?;
+        if self.desk.draining.is_cancelled() {
+            return Err(shutting_down().into());
+        }
+        let method = self.find(&header.service, &header.method)?;
+        if header.kind != method.kind {
+            return Err(wrong_kind(&method).into());
+        }
+        let standing = self.standing_for(&method).await;
+        standing.check(
+            &method,
+            &self.serving.peer,
+            &self.desk.local,
+            self.desk.clock.now(),
+        )?;
+        let place = self.desk.method_place(&header.path())?;
+        let deadline = header.deadline().and_then(|left| arrived.checked_add(left));
+        let (body, held) = self.body(reader, deadline).await?;
+        if method.service != meshwork_proto::mesh::SERVICE {
+            self.serving.last_use.touch();
+        }
+        let options = meshwork_proto::service::CallOptions {
+            deadline: header.deadline().unwrap_or(Duration::MAX),
+            idempotency_key: header.idempotency_key,
+            trace: header.trace,
+        };
+        Ok(Admitted {
+            call: RawCall {
+                method,
+                codec: header.codec,
+                body,
+                options,
+            },
+            cx: CallContext {
+                peer: self.serving.peer,
+                local: self.desk.local,
+                grants: standing.grants,
+                deadline: header.deadline(),
+                idempotency_key: header.idempotency_key,
+                trace: header.trace,
+            },
+            deadline,
+            held,
+            _place: place,
+        })
+    }
+
+    fn find(&self, service: &str, name: &str) -> Result<MethodInfo, RpcError> {
+        let own = self.serving.own.find(service, name);
+        own.or_else(|_| self.desk.router().find(service, name))
+    }
+
+    fn dispatch(&self, call: &RawCall, cx: CallContext) -> Result<RawReply, RpcError> {
+        let MethodInfo { service, name, .. } = call.method;
+        match self.serving.own.find(service, name) {
+            Ok(_) => dispatch(&self.serving.own, call, cx),
+            Err(_) => dispatch(&self.desk.router(), call, cx),
+        }
+    }
+
+    async fn header(
+        &self,
+        reader: &mut FrameReader,
+        arrived: Instant,
+    ) -> Result<RequestHeader, Ended> {
+        let read = async {
+            if reader.byte().await? != STREAM_RPC {
+                return Ok(Err(Ended::Reset(stream_code::UNKNOWN_TYPE)));
+            }
+            let frame = reader
+                .frame(MAX_HEADER)
+                .await?
+                .ok_or(FrameError::Truncated)?;
+            let header = codec::decode::<RequestHeader>(&frame, MAX_HEADER);
+            Ok(header.map_err(|error| Ended::Failed(malformed(&error))))
+        };
+        match timeout_at(arrived + self.desk.limits.header_deadline, read).await {
+            Ok(Ok(header)) => header,
+            Ok(Err(error)) => Err(unreadable(&error)),
+            Err(_) => Err(Ended::Reset(stream_code::BAD_REQUEST)),
+        }
+    }
+
+    /// The request's body, to the end of the stream, and the hold on its bytes.
+    async fn body(
+        &self,
+        reader: &mut FrameReader,
+        deadline: Option<Instant>,
+    ) -> Result<(Bytes, OwnedSemaphorePermit), Ended> {
+        let limits = &self.desk.limits;
+        let patience = limits.header_deadline;
+        let late = |_| Ended::Failed(timeout_error());
+        let length = timeout(patience, reader.length(limits.frame))
+            .await
+            .map_err(late)?;
+        let length = length
+            .map_err(|error| unreadable(&error))?
+            .ok_or_else(|| malformed(&"it has no body"))?;
+        let permits = u32::try_from(length).expect("frames are bounded far below 4 GiB");
+        let held = self
+            .bytes
+            .clone()
+            .try_acquire_many_owned(permits)
+            .map_err(|_| {
+                backpressure(format!(
+                    "this node holds {} bytes of a peer's requests at a time",
+                    limits.request_bytes
+                ))
+            })?;
+        let slowest = Duration::from_secs((length / SLOWEST_BODY) as u64);
+        let by = Instant::now() + patience + slowest;
+        let by = deadline.map_or(by, |deadline| deadline.min(by));
+        let read = async {
+            let body = reader.exact(length).await?;
+            Ok(if reader.at_end().await? {
+                Some(body)
+            } else {
+                None
+            })
+        };
+        let body = timeout_at(by, read)
+            .await
+            .map_err(late)?
+            .map_err(|error| unreadable(&error))?;
+        let body = body.ok_or_else(|| malformed(&"bytes follow its body"))?;
+        Ok((body, held))
+    }
+
+    /// How the caller stands, waited for where its tokens are still on their way.
+    async fn standing_for(&self, method: &MethodInfo) -> Standing {
+        let mut standing = self.serving.standing.clone();
+        if self.serving.expects_tokens && method.access != Access::Open {
+            let presented = standing.wait_for(|standing| standing.presented);
+            let _ = timeout(self.desk.limits.header_deadline, presented).await;
+        }
+        standing.borrow().clone()
+    }
+
+    /// Runs `work` until it is done, or the caller has gone, or may no longer, or time is up.
+    async fn guard<T>(
+        &self,
+        gone: impl Future,
+        method: &MethodInfo,
+        deadline: Option<Instant>,
+        end: &CancellationToken,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Ended> {
+        let late = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = gone => Err(Ended::Reset(stream_code::CANCELLED)),
+            () = end.cancelled() => Err(shutting_down().into()),
+            error = self.authority_ends(method) => Err(error.into()),
+            done = work => Ok(done),
+            () = late => Err(timeout_error().into()),
+        }
+    }
+
+    /// Waits until the caller may not make this call any more.
+    async fn authority_ends(&self, method: &MethodInfo) -> RpcError {
+        let mut standing = self.serving.standing.clone();
+        while method.access != Access::Open && standing.changed().await.is_ok() {
+            let now = standing.borrow_and_update().clone();
+            let checked = now.check(
+                method,
+                &self.serving.peer,
+                &self.desk.local,
+                self.desk.clock.now(),
+            );
+            if let Err(error) = checked {
+                return error;
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+impl Answer {
+    async fn frame(&mut self, tag: ReplyTag, body: Bytes) -> Result<(), Ended> {
+        self.amid_frame = true;
+        match timeout(
+            STALLED_READER,
+            write_frame(&mut self.send, &[], &[tag as u8], body),
+        )
+        .await
+        {
+            Ok(Ok(())) => {
+                self.amid_frame = false;
+                Ok(())
+            }
+            Ok(Err(_)) | Err(_) => Err(Ended::Reset(stream_code::CANCELLED)),
+        }
+    }
+
+    async fn item(&mut self, item: Bytes, max: usize) -> Result<(), Ended> {
+        if item.len() > max {
+            return Err(too_large("the answer", item.len(), max).into());
+        }
+        self.frame(ReplyTag::Item, item).await
+    }
+
+    /// Passes items on at the pace of the caller, to the end of the stream.
+    async fn pump(&mut self, mut items: ItemStream<Bytes>, max: usize) -> Result<(), Ended> {
+        self.frame(ReplyTag::Started, Bytes::new()).await?;
+        while let Some(item) = items.next().await {
+            self.item(item?, max).await?;
+        }
+        self.frame(ReplyTag::End, Bytes::new()).await
+    }
+
+    /// Says how the call ended, where that is not said yet, and finishes the stream or, where there
+    /// is nothing to be said any more, resets it. Whether it was finished.
+    async fn close(&mut self, ended: Result<(), Ended>) -> bool {
+        let reset = match ended {
+            Ok(()) => None,
+            Err(Ended::Reset(code)) => Some(code),
+            // Amid an item there is no room for words.
+            Err(Ended::Failed(error)) if self.amid_frame => Some(match error.status {
+                Status::Denied | Status::Unauthenticated => stream_code::AUTHORITY_ENDED,
+                _ => stream_code::CANCELLED,
+            }),
+            Err(Ended::Failed(error)) => {
+                let body = codec::encode(&error).into();
+                let told = timeout(ACKNOWLEDGE, self.frame(ReplyTag::Error, body)).await;
+                (!matches!(told, Ok(Ok(())))).then_some(stream_code::CANCELLED)
+            }
+        };
+        // Both fail only when the stream has ended already.
+        match reset {
+            Some(code) => {
+                let _ = self.send.reset(code);
+                false
+            }
+            None => self.send.finish().is_ok(),
+        }
+    }
+}
+
+fn shutting_down() -> RpcError {
+    RpcError::new(Status::Cancelled, "the node is shutting down").reason("shutting_down")
+}
+
+fn malformed(why: &dyn std::fmt::Display) -> RpcError {
+    RpcError::invalid(format!("the request breaks the RPC format: {why}")).reason("format")
+}
+
+/// What a request that cannot be read comes to.
+fn unreadable(error: &FrameError) -> Ended {
+    match *error {
+        FrameError::TooLong { len, max } => too_large("the request", len, max).into(),
+        FrameError::Truncated => malformed(error).into(),
+        FrameError::Read(_) => Ended::Reset(stream_code::CANCELLED),
+    }
+}

@@ -1,0 +1,94 @@
+//! The methods of the `mesh` service, save those of a single connection (see `peer::greet`).
+
+use std::sync::{Arc, Weak};
+
+use meshwork_proto::limits::{MAX_ANNOUNCEMENTS_PER_CALL, MAX_QUERY};
+use meshwork_proto::mesh::{
+    AnnounceNodes, Find, FindNodes, Found, Inspect, MakeTicket, Ping, Pong, RevokeTokens,
+};
+use meshwork_proto::query::{Asker, Query, ScopeFilter, View};
+use meshwork_proto::rpc::RpcError;
+use meshwork_proto::service::{CallContext, Method, Router};
+
+use crate::node::{Node, VERSION, alive};
+
+/// Most hits that one `mesh/find` returns.
+const MAX_FOUND: u32 = 1024;
+
+/// What every node serves.
+pub(crate) fn router(node: &Arc<Node>) -> Router {
+    let node = Arc::downgrade(node);
+    let router = Router::new();
+    let router = on::<Ping, _>(router, &node, |node, _, ()| async move {
+        Ok(Pong {
+            now: node.credentials.now(),
+            version: VERSION.to_owned(),
+        })
+    });
+    let router = on::<AnnounceNodes, _>(router, &node, |node, cx, announce| async move {
+        node.hear(cx.peer, announce.items).await
+    });
+    let router = on::<RevokeTokens, _>(router, &node, |node, cx, revoke| async move {
+        if revoke.items.len() > MAX_ANNOUNCEMENTS_PER_CALL {
+            return Err(RpcError::invalid("too many revocations in one call"));
+        }
+        Ok(node.heed(Some(cx.peer), revoke.items)?)
+    });
+    let router = on::<FindNodes, _>(
+        router,
+        &node,
+        |node, _, find| async move { node.find(&find) },
+    );
+    let router = on::<Inspect, _>(
+        router,
+        &node,
+        |node, _, ()| async move { Ok(node.status()) },
+    );
+    on::<MakeTicket, _>(router, &node, |node, _, invite| async move {
+        node.invite(invite)
+    })
+}
+
+/// Serves `M` with a handler that gets the node, as long as it lives.
+fn on<M: Method, Fut>(
+    router: Router,
+    node: &Weak<Node>,
+    handler: impl Fn(Arc<Node>, CallContext, M::Request) -> Fut + Clone + Send + Sync + 'static,
+) -> Router
+where
+    Fut: Future<Output = Result<M::Response, RpcError>> + Send + 'static,
+{
+    let node = node.clone();
+    router.unary::<M, _, _>(move |cx, request| {
+        let (node, handler) = (node.clone(), handler.clone());
+        async move { handler(alive(&node)?, cx, request).await }
+    })
+}
+
+impl Node {
+    fn find(&self, find: &Find) -> Result<Found, RpcError> {
+        if find.query.len() > MAX_QUERY {
+            return Err(RpcError::invalid(format!(
+                "a query has at most {MAX_QUERY} bytes"
+            )));
+        }
+        let query = Query::parse(&find.query)
+            .map_err(|error| RpcError::invalid(error.to_string()).reason("query"))?;
+        let asker = Asker {
+            subnet: None,
+            tenants: find.tenants.clone(),
+            region: find.region.clone(),
+        };
+        let view = View {
+            asker,
+            filter: ScopeFilter::default(),
+        };
+        let store = self.gossip.store();
+        let (hits, total) = store.find(&query, &view, find.limit.min(MAX_FOUND) as usize);
+        let nodes = hits.iter().filter_map(|(node, _)| store.signed(node));
+        Ok(Found {
+            nodes: nodes.map(|signed| (*signed).clone()).collect(),
+            total: total as u64,
+        })
+    }
+}
