@@ -15,7 +15,7 @@ use meshwork_proto::manager::LOST_AFTER;
 use meshwork_proto::rpc::RpcError;
 use meshwork_proto::service::{CallOptions, ItemStream, stream};
 use meshwork_proto::{KernelId, SessionId, Status};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -114,7 +114,12 @@ struct Listener<'a> {
     behind: Option<u64>,
     /// How far they were acknowledged.
     acked: u64,
+    /// Calls that a heartbeat led to, one task at most: events do not wait for their answers.
+    aside: JoinSet<Result<Acked, RpcError>>,
 }
+
+/// How far events were acknowledged; none: the acknowledgement was lost.
+type Acked = Option<u64>;
 
 /// What happened to a batch of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +140,7 @@ impl<'a> Listener<'a> {
             missed: false,
             behind: None,
             acked: 0,
+            aside: JoinSet::new(),
         }
     }
 
@@ -162,12 +168,14 @@ impl<'a> Listener<'a> {
             .unwrap_or_else(|_| Err(silent()))
     }
 
-    /// Takes in what has arrived, up to and including a heartbeat.
+    /// Takes in what has arrived, up to and including a heartbeat; or what was done aside.
     async fn turn(&mut self, items: &mut ItemStream<EventItem>) -> Result<(), RpcError> {
         let ended = || RpcError::unavailable("the agent ended the stream");
-        let first = timeout(LOST_AFTER, items.next())
-            .await
-            .map_err(|_| silent())?;
+        let first = tokio::select! {
+            biased;
+            Some(done) = self.aside.join_next() => return self.done_aside(done),
+            first = timeout(LOST_AFTER, items.next()) => first.map_err(|_| silent())?,
+        };
         let mut next = Some(first.ok_or_else(ended)??);
         let (mut events, mut heartbeat, mut broken) = (Vec::new(), None, None);
         while let Some(item) = next.take() {
@@ -228,19 +236,25 @@ impl<'a> Listener<'a> {
         if last > seen && self.behind.replace(seen) == Some(seen) {
             return Err(RpcError::unavailable("announced events did not arrive"));
         }
-        if self.missed || compare::disagree(self.core, node, &heartbeat) {
-            compare::settle(self.core, node).await?;
+        if self.aside.is_empty() {
+            let differs = self.missed || compare::disagree(self.core, node, &heartbeat);
             self.missed = false;
+            let ack = (seen > self.acked).then_some(seen);
+            if differs || ack.is_some() {
+                let core = Arc::clone(self.core);
+                self.aside.spawn(answer(core, node, differs, ack));
+            }
         }
-        // A lost acknowledgement only makes the agent keep events for longer.
-        if seen > self.acked
-            && self
-                .core
-                .ask::<agent::Ack>(node, &AckEvents { up_to: seen })
-                .await
-                .is_ok()
-        {
-            self.acked = seen;
+        Ok(())
+    }
+
+    fn done_aside(
+        &mut self,
+        done: Result<Result<Acked, RpcError>, JoinError>,
+    ) -> Result<(), RpcError> {
+        let fault = |e: JoinError| RpcError::internal(format!("a comparison failed: {e}"));
+        if let Some(seq) = done.map_err(fault)?? {
+            self.acked = seq;
         }
         Ok(())
     }
@@ -253,6 +267,24 @@ impl<'a> Listener<'a> {
             entry.progress.send_replace(Some(progress));
         }
     }
+}
+
+/// What a heartbeat leads to: the comparison with an agent that differs, and the acknowledgement.
+async fn answer(
+    core: Arc<Core>,
+    node: NodeId,
+    differs: bool,
+    ack: Option<u64>,
+) -> Result<Acked, RpcError> {
+    if differs {
+        compare::settle(&core, node).await?;
+    }
+    let Some(up_to) = ack else {
+        return Ok(None);
+    };
+    // A lost acknowledgement only makes the agent keep events for longer.
+    let acked = core.ask::<agent::Ack>(node, &AckEvents { up_to }).await;
+    Ok(acked.is_ok().then_some(up_to))
 }
 
 fn silent() -> RpcError {

@@ -64,7 +64,8 @@ async fn list(
         return Err(RpcError::denied(
             "seeing everyone's sessions needs a token with scope `admin`",
         )
-        .reason("scope_exceeded"));
+        .reason("scope_exceeded")
+        .fix("ask for such a token, or list your own sessions"));
     }
     let records = core.ledger.entries().into_iter().map(|entry| entry.now());
     let mut views: Vec<_> = records

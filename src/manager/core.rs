@@ -10,6 +10,7 @@ use meshwork_proto::ports::{Directory, Trust, WallClock};
 use meshwork_proto::rpc::{RpcError, Status};
 use meshwork_proto::service::{CallContext, CallOptions, Caller, Method, MethodInfo, call};
 use meshwork_proto::session::SessionView;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger::{Entry, Ledger};
@@ -29,6 +30,7 @@ pub(crate) struct Core {
     pub(crate) directory: Arc<dyn Directory>,
     pub(crate) trust: Arc<dyn Trust>,
     pub(crate) clock: Arc<dyn WallClock>,
+    pub(crate) started: Instant,
     /// Cancelled when the manager shuts down.
     pub(crate) closing: CancellationToken,
 }
@@ -52,13 +54,7 @@ impl Core {
         );
         tokio::time::timeout(COMMAND_DEADLINE, answer)
             .await
-            .unwrap_or_else(|_| {
-                let what = M::INFO.path();
-                Err(RpcError::new(
-                    Status::Timeout,
-                    format!("{} did not answer {what}", node.short()),
-                ))
-            })
+            .unwrap_or_else(|_| Err(no_answer(node, &M::INFO)))
     }
 
     pub(crate) fn view(&self, record: &Record) -> SessionView {
@@ -129,6 +125,11 @@ impl Core {
             several => Err(ambiguous(text, several.iter().map(|(_, r)| &**r))),
         }
     }
+}
+
+pub(crate) fn no_answer(node: NodeId, method: &MethodInfo) -> RpcError {
+    let message = format!("{} did not answer {}", node.short(), method.path());
+    RpcError::new(Status::Timeout, message)
 }
 
 pub(crate) fn no_session(text: &str) -> RpcError {

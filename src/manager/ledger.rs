@@ -5,6 +5,7 @@
 //! sees is on disk, and decisions about the same session or the same free GPU never race.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -118,7 +119,7 @@ struct State {
     poke: Notify,
 }
 
-/// The task that [`Ledger::start`] leaves to its caller to run.
+/// The task that [`Ledger::new`] leaves to its caller to run.
 #[derive(Debug)]
 pub(crate) struct Writer {
     jobs: mpsc::Receiver<Job>,
@@ -162,7 +163,14 @@ impl Ledger {
         let (sender, receiver) = oneshot::channel();
         let job: Job = Box::new(move |draft| {
             let before = draft.changes.clone();
-            let outcome = change(draft);
+            // A fault in one change must not end the writer, and with it every other change.
+            let outcome = catch_unwind(AssertUnwindSafe(|| change(draft))).unwrap_or_else(|_| {
+                Err(
+                    RpcError::internal("the manager has a fault; nothing was changed")
+                        .reason("fault")
+                        .fix("see the manager's log"),
+                )
+            });
             if outcome.is_err() {
                 draft.changes = before;
             }

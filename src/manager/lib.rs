@@ -91,6 +91,7 @@ impl Manager {
             directory,
             trust,
             clock,
+            started: Instant::now(),
             closing: CancellationToken::new(),
         });
         let closed = CancellationToken::new();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use meshwork_identity::{Grant, Limits, NodeId, Scope};
+use meshwork_proto::ByteSize;
 use meshwork_proto::agent::{self, Heartbeat};
 use meshwork_proto::announcement::Role;
 use meshwork_proto::manager::{NodeState, STATUS_NOT_PLACED};
@@ -11,7 +12,7 @@ use meshwork_proto::ports::Known;
 use meshwork_proto::query::Query;
 use meshwork_proto::rpc::{RpcError, Status};
 use meshwork_proto::service::Method;
-use meshwork_proto::slots::{Capacity, Resources};
+use meshwork_proto::slots::{Capacity, Resources, cpus};
 use meshwork_sched::{Candidate, NotPlaced, Placement, Request, place, release, reserve};
 
 use crate::core::Core;
@@ -42,15 +43,13 @@ pub(crate) fn within_limits(limits: &Limits, want: &Resources) -> Result<(), Rpc
         return fail(format!("{max} GPUs on a node, the order asks for {gpus}"));
     }
     if let Some(max) = limits.cpu_millis.filter(|max| want.cpu_millis > *max) {
-        return fail(format!(
-            "{max} thousandths of a cpu on a node, the order asks for {}",
-            want.cpu_millis
-        ));
+        let (max, asked) = (cpus(max), cpus(want.cpu_millis));
+        return fail(format!("{max} cpu on a node, the order asks for {asked}"));
     }
     if let Some(max) = limits.mem_bytes.filter(|max| want.mem > *max) {
+        let (max, asked) = (ByteSize(max), ByteSize(want.mem));
         return fail(format!(
-            "{max} bytes of memory on a node, the order asks for {}",
-            want.mem
+            "{max} of memory on a node, the order asks for {asked}"
         ));
     }
     if limits.kernels == Some(0) {

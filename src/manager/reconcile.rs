@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwork_identity::NodeId;
+use meshwork_identity::{CLOCK_TOLERANCE, NodeId};
 use meshwork_proto::SessionId;
 use meshwork_proto::agent::{self, CreateKernel, KernelRef, StopKernel};
 use meshwork_proto::kernel::{ExitReason, KernelView};
 use meshwork_proto::rpc::{RpcError, Status};
 use meshwork_sched::{NotPlaced, Refusal, describe};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +23,9 @@ use crate::placement::not_placed;
 use crate::record::{Facts, Record, Refused, StopIntent, Work};
 
 /// Steps under way at once; one per session at most.
-const CONCURRENCY: usize = 64;
+const CONCURRENCY: usize = 256;
+/// Of these, to one node: those that wait for a dead one keep no other waiting.
+const PER_NODE: usize = 8;
 /// First pause after a failed step; doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(250);
 /// Longest pause between two tries.
@@ -35,6 +37,8 @@ const MAX_PLACEMENTS: usize = 8;
 
 /// How long a removed session waits for a node that left the mesh, from the session's end.
 const ABANDONED_AFTER: Duration = Duration::from_hours(7 * 24);
+/// Time after the start in which announcements are still coming in.
+const DIRECTORY_FILLS: Duration = Duration::from_mins(10);
 
 /// How one step went.
 enum Step {
@@ -50,41 +54,55 @@ struct Retry {
     at: Instant,
 }
 
+/// A step under way.
+struct Busy {
+    task: task::Id,
+    node: NodeId,
+}
+
 /// Runs until `stop`. Steps under way are then dropped: each may be repeated.
 pub(crate) async fn run(core: Arc<Core>, stop: CancellationToken) {
-    let mut steps: JoinSet<(SessionId, Step)> = JoinSet::new();
-    let mut busy: BTreeMap<SessionId, AbortHandle> = BTreeMap::new();
+    let mut steps: JoinSet<Step> = JoinSet::new();
+    let mut busy: BTreeMap<SessionId, Busy> = BTreeMap::new();
     let mut retries: BTreeMap<SessionId, Retry> = BTreeMap::new();
     loop {
-        busy.retain(|_, step| !step.is_finished());
         let unsettled = core.ledger.unsettled();
         retries.retain(|id, _| unsettled.binary_search(id).is_ok());
-        let mut wake = Instant::now() + CYCLE;
-        for id in unsettled {
-            if busy.contains_key(&id) || busy.len() >= CONCURRENCY {
+        let idle = unsettled.into_iter().filter(|id| !busy.contains_key(id));
+        let mut waiting: Vec<_> = idle
+            .filter_map(|id| due(&core, id, retries.get(&id)))
+            .collect();
+        // Whoever waits longest comes first, so that none starves.
+        waiting.sort_by_key(|(_, due)| *due);
+        let now = Instant::now();
+        let next = waiting.iter().map(|(_, due)| *due).find(|due| *due > now);
+        for (record, _) in waiting.into_iter().take_while(|(_, due)| *due <= now) {
+            let (id, node) = (record.id(), record.facts.node);
+            let to_node = busy.values().filter(|step| step.node == node).count();
+            if busy.len() >= CONCURRENCY || to_node >= PER_NODE {
+                // The end of a step wakes.
                 continue;
             }
-            let Some((record, due)) = due(&core, id, retries.get(&id)) else {
-                continue;
-            };
-            if due > Instant::now() {
-                wake = wake.min(due);
-                continue;
-            }
-            let core = Arc::clone(&core);
-            busy.insert(
-                id,
-                steps.spawn(async move { (id, step(core, record).await) }),
-            );
+            let task = steps.spawn(step(Arc::clone(&core), record)).id();
+            busy.insert(id, Busy { task, node });
         }
+        let wake = next.map_or(now + CYCLE, |due| due.min(now + CYCLE));
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            Some(ended) = steps.join_next() => match ended {
-                Ok((id, Step::Done)) => drop(retries.remove(&id)),
-                Ok((id, Step::Again)) => drop(retries.insert(id, later(retries.get(&id).copied()))),
-                Err(error) => tracing::error!(%error, "a step failed"),
-            },
+            Some(ended) = steps.join_next_with_id() => {
+                let (task, outcome) = ended.unwrap_or_else(|error| {
+                    tracing::error!(%error, "a step failed");
+                    (error.id(), Step::Again)
+                });
+                let id = busy.iter().find(|(_, step)| step.task == task).map(|(id, _)| *id);
+                let id = id.expect("every step under way is busy");
+                busy.remove(&id);
+                match outcome {
+                    Step::Done => drop(retries.remove(&id)),
+                    Step::Again => drop(retries.insert(id, later(retries.get(&id).copied()))),
+                }
+            }
             () = core.ledger.poked() => {}
             () = tokio::time::sleep_until(wake) => {}
         }
@@ -138,7 +156,7 @@ async fn step(core: Arc<Core>, record: Arc<Record>) -> Step {
 }
 
 async fn create(core: &Arc<Core>, record: &Record) -> Result<(), RpcError> {
-    let (id, facts) = (record.id(), &record.facts);
+    let facts = &record.facts;
     let request = CreateKernel {
         kernel: record.kernel(),
         index: 0,
@@ -148,20 +166,33 @@ async fn create(core: &Arc<Core>, record: &Record) -> Result<(), RpcError> {
     };
     let (node, generation) = (facts.node, facts.generation);
     match core.ask::<agent::Create>(node, &request).await {
-        Ok(view) => {
-            let plan = given_plan(core, record, &view);
-            let now = core.now();
-            let apply = move |facts: &mut Facts| {
-                facts.apply_view(&view, now);
-                if let Some(plan) = plan.filter(|_| facts.generation == generation) {
-                    facts.plan = plan;
-                }
-            };
-            core.ledger.update(id, apply).await.map(drop)
+        Ok(view) => taken(core, record, view).await,
+        Err(error) if is_answer(&error) => {
+            // An earlier call, whose answer was lost, may have been taken: a refused repeat, for
+            // example under a token that has expired since, must not end what runs.
+            let kernel = record.kernel();
+            match core.ask::<agent::Get>(node, &KernelRef { kernel }).await {
+                Ok(view) if view.generation == generation => taken(core, record, view).await,
+                Ok(_) => refused(core, record, error).await,
+                Err(unknown) if is_unknown(&unknown) => refused(core, record, error).await,
+                Err(unclear) => Err(unclear),
+            }
         }
-        Err(error) if is_answer(&error) => refused(core, record, error).await,
         Err(error) => Err(error),
     }
+}
+
+/// Takes in that the node has the kernel.
+async fn taken(core: &Core, record: &Record, view: KernelView) -> Result<(), RpcError> {
+    let (now, generation) = (core.now(), record.facts.generation);
+    let plan = given_plan(core, record, &view);
+    let apply = move |facts: &mut Facts| {
+        facts.apply_view(&view, now);
+        if let Some(plan) = plan.filter(|_| facts.generation == generation) {
+            facts.plan = plan;
+        }
+    };
+    core.ledger.update(record.id(), apply).await.map(drop)
 }
 
 /// The plan with the devices that the agent gave, if it differs from the guess in more than words.
@@ -296,8 +327,12 @@ async fn remove(core: &Core, record: &Record) -> Result<(), RpcError> {
         },
     )
     .await;
-    if forgotten.is_err() && !is_abandoned(core, record) {
-        return forgotten;
+    if !is_abandoned(core, record) {
+        forgotten?;
+        if may_still_start(core, record) {
+            let text = "a call to start it may still be on its way";
+            return Err(RpcError::unavailable(text));
+        }
     }
     let id = record.id();
     let forget = move |draft: &mut Draft| {
@@ -309,6 +344,15 @@ async fn remove(core: &Core, record: &Record) -> Result<(), RpcError> {
     core.ledger.change(forget).await
 }
 
+/// Whether a call to start it that was given up can still reach the agent and be obeyed. The record
+/// then stays, as nobody else would know the kernel as a stray.
+fn may_still_start(core: &Core, record: &Record) -> bool {
+    let (facts, order) = (&record.facts, &record.ordered.order);
+    let until = order.issued_at.saturating_add(order.valid_for);
+    let in_time = core.now() < until.saturating_add(CLOCK_TOLERANCE);
+    !facts.accepted && facts.refusal.is_none() && in_time
+}
+
 /// Whether the node left the mesh long ago with the session's remains.
 fn is_abandoned(core: &Core, record: &Record) -> bool {
     let node = record.facts.node;
@@ -318,7 +362,8 @@ fn is_abandoned(core: &Core, record: &Record) -> bool {
         .iter()
         .all(|(known, _)| *known != node);
     let since = record.facts.ended_at.unwrap_or(record.facts.created_at);
-    gone && core.now().duration_since(since) > ABANDONED_AFTER
+    let long_ago = core.now().duration_since(since) > ABANDONED_AFTER;
+    gone && long_ago && core.started.elapsed() > DIRECTORY_FILLS
 }
 
 /// Makes an agent forget a kernel; one that it does not know is forgotten already.

@@ -438,6 +438,27 @@ mod tests {
         assert_eq!(add(4).await.unwrap_err().status, Status::Unavailable);
     }
 
+    #[tokio::test]
+    async fn a_change_that_panics_changes_nothing_and_stops_no_other() {
+        let (ledger, writer) = crate::ledger::Ledger::new(open(&Disk::default()).unwrap()).unwrap();
+        let stop = tokio_util::sync::CancellationToken::new();
+        let writing = tokio::spawn(writer.run(stop.clone()));
+        let faulty = ledger.change(|draft| -> Result<(), RpcError> {
+            draft.insert(session(1));
+            panic!("on purpose")
+        });
+        let sound = ledger.change(|draft| {
+            draft.insert(session(2));
+            Ok(())
+        });
+        let (one, two) = tokio::join!(faulty, sound);
+        assert_eq!(one.unwrap_err().status, Status::Internal);
+        two.unwrap();
+        assert_eq!(ledger.entries().len(), 1);
+        stop.cancel();
+        writing.await.unwrap();
+    }
+
     #[test]
     fn what_was_written_is_read() {
         let disk = Disk::default();

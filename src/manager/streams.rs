@@ -14,13 +14,13 @@ use meshwork_proto::rpc::RpcError;
 use meshwork_proto::service::{CallContext, CallOptions, ItemStream, Method, stream};
 use meshwork_proto::session::{SessionUpdate, SessionView};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use crate::core::Core;
+use crate::core::{Core, no_answer};
 use crate::ledger::{Audience, Entry, lock};
 use crate::record::Record;
 
-/// Time until an agent's first answer on a stream, where the caller set none.
+/// Longest wait for an agent's first answer on a stream.
 const FIRST_ITEM: Duration = Duration::from_secs(30);
 
 /// Counts a reader of a session as long as it lives.
@@ -173,9 +173,13 @@ async fn relay<M: Method>(
     let attached = Attached::new(core, entry);
     let options = CallOptions {
         trace: cx.trace,
-        ..CallOptions::within(cx.deadline.unwrap_or(FIRST_ITEM))
+        ..CallOptions::within(cx.deadline.map_or(FIRST_ITEM, |d| d.min(FIRST_ITEM)))
     };
-    let items = stream::<M>(&*core.caller, record.facts.node, request, options).await?;
+    let node = record.facts.node;
+    let items = stream::<M>(&*core.caller, node, request, options);
+    let items = timeout(options.deadline, items)
+        .await
+        .unwrap_or_else(|_| Err(no_answer(node, &M::INFO)))?;
     let closing = core.closing.clone();
     let cut = async move { closing.is_cancelled().then(|| Err(shutting_down())) };
     let items = items

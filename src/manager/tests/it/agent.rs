@@ -43,6 +43,8 @@ pub(crate) struct Faults {
     pub(crate) lose_requests: BTreeMap<&'static str, u32>,
     /// So many next creates are refused for lack of room, whatever is free.
     pub(crate) refuse: u32,
+    /// A create of a kernel that is there is refused so, as for a token that has expired since.
+    pub(crate) refuse_repeats: Option<Status>,
     /// Every event is sent twice.
     pub(crate) duplicate: bool,
     /// Requests that did not arrive, for [`crate::world::World::deliver_late`].
@@ -255,6 +257,9 @@ impl Agent {
         assert_eq!(order.session.kernel(request.index), request.kernel);
         let mut state = self.state();
         if let Some(known) = state.kernels.get(&request.kernel) {
+            if let Some(status) = self.faults().refuse_repeats {
+                return Err(RpcError::new(status, "not now"));
+            }
             return match known.view.generation.cmp(&request.generation) {
                 std::cmp::Ordering::Equal => Ok(known.view.clone()),
                 _ => Err(RpcError::new(

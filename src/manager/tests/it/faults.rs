@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use meshwork_proto::kernel::{ExitReason, KernelState};
 use meshwork_proto::manager::{self as api, ListNodes, NodeState};
 use meshwork_proto::rpc::Status;
-use meshwork_proto::session::{SessionState, SessionUpdate};
+use meshwork_proto::session::{SessionSpec, SessionState, SessionUpdate};
 use meshwork_proto::slots::Resources;
+use tokio::time::timeout;
 
 use crate::agent::{Agent, Script};
 use crate::world::{World, spec};
@@ -39,6 +41,90 @@ async fn a_node_that_never_answers_leaves_the_session_scheduled_not_lost() {
         world.view(created.view.session).await.state,
         SessionState::Running
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_repeat_does_not_end_or_double_what_the_lost_answer_began() {
+    for status in [Status::Denied, Status::ResourceExhausted] {
+        let (world, [first, second]) = World::with_agents([0, 0]).await;
+        for agent in [&first, &second] {
+            agent.faults().lose_answers.insert("kernel.create", 1);
+            agent.faults().refuse_repeats = Some(status);
+        }
+        let id = world.run_small().await;
+        world.pass(30).await;
+        assert_eq!(world.view(id).await.state, SessionState::Running);
+        assert_eq!(first.living().len() + second.living().len(), 1);
+        let calls = first.called("kernel.create") + second.called("kernel.create");
+        assert_eq!(calls, 2, "one that was taken, one that was refused");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_node_keeps_no_other_waiting() {
+    let (world, [dead, _well]) = World::with_agents([0, 0]).await;
+    dead.faults().lose_requests.insert("kernel.create", 1000);
+    let run_on = |tag: &str| {
+        let place = Some(format!("tags has \"{tag}\""));
+        let tiny = Resources {
+            cpu_millis: 1,
+            mem: 8 << 20,
+            shm: 0,
+            gpu: None,
+        };
+        world.run(SessionSpec {
+            place,
+            ..spec(tiny)
+        })
+    };
+    // More than there are steps under way at once.
+    let stuck = join_all((0..300).map(|_| run_on("tag-n100")));
+    let sound = async {
+        world.pass(1).await;
+        // Far less than a call to the dead node takes.
+        let created = timeout(Duration::from_secs(2), run_on("tag-n101")).await;
+        assert_ne!(
+            created.unwrap().unwrap().view.state,
+            SessionState::Scheduled
+        );
+    };
+    let (stuck, ()) = tokio::join!(stuck, sound);
+    for created in stuck {
+        assert_eq!(created.unwrap().view.state, SessionState::Scheduled);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_do_not_wait_for_a_lost_acknowledgement() {
+    let (world, [agent]) = World::with_agents([0]).await;
+    let id = world.run_small().await;
+    agent.faults().lose_requests.insert("events.ack", 1000);
+    // The heartbeat that is to be acknowledged.
+    world.pass(6).await;
+    agent.exit(id, 3);
+    world.pass(1).await;
+    assert!(world.view(id).await.state.exit().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_comes_after_the_removal_leaves_nothing() {
+    let (world, [agent]) = World::with_agents([0]).await;
+    agent.faults().lose_requests.insert("kernel.create", 1000);
+    let id = world.run_small().await;
+    world.stop(id).await;
+    world.pass(30).await;
+    world.remove(id).await.unwrap();
+    world.pass(30).await;
+    assert!(world.list(&world.user).await.is_empty());
+    world.deliver_late(&agent).await;
+    assert_eq!(agent.living().len(), 1);
+    world.pass(15).await;
+    assert!(agent.remembered().is_empty());
+    // Once the order is over, nothing more is asked of the agent.
+    world.pass(3700).await;
+    let asked = agent.called("kernel.remove");
+    world.pass(60).await;
+    assert_eq!(agent.called("kernel.remove"), asked);
 }
 
 #[tokio::test(start_paused = true)]
