@@ -1,7 +1,7 @@
 //! Listens to every agent: one task each, which subscribes to its events after the last one that
 //! is on disk here, notes them, and only then acknowledges them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use meshwork_proto::manager::LOST_AFTER;
 use meshwork_proto::rpc::RpcError;
 use meshwork_proto::service::{CallOptions, ItemStream, stream};
 use meshwork_proto::{KernelId, SessionId, Status};
+use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -23,20 +24,45 @@ use crate::compare;
 use crate::core::{COMMAND_DEADLINE, Core};
 use crate::ledger::Draft;
 
-/// How often the directory is looked at for new agents, and silence is measured.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the directory is looked at for agents that are new or back, and silence is measured.
+const LOOK: Duration = Duration::from_millis(250);
 /// Events noted in one commit.
 const BATCH: usize = 256;
 /// First pause before a broken subscription is made anew; doubles up to [`RETRY_MAX`].
-const RETRY_MIN: Duration = Duration::from_millis(250);
+const RETRY_MIN: Duration = Duration::from_millis(150);
 /// Longest pause between two tries.
 const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// The task that listens to one node.
+struct Hold {
+    task: AbortHandle,
+    /// Rung when the node may have come back.
+    news: Arc<Notify>,
+    last: Trace,
+}
+
+/// What the mesh knows of a node, by which it is seen to come back.
+#[derive(Debug, Clone, Copy)]
+struct Trace {
+    /// Version of its announcement.
+    announced: Option<u64>,
+    /// Age of the connection with it, looked up while nothing is heard of it.
+    connected: Option<Duration>,
+}
+
+impl Trace {
+    /// Whether the node announced itself or connected after `earlier`.
+    fn is_news_after(&self, earlier: &Self) -> bool {
+        let anew = |age| earlier.connected.is_none_or(|before| age < before);
+        self.announced > earlier.announced || self.connected.is_some_and(anew)
+    }
+}
 
 /// Runs until `stop`: one listener for every agent in the directory, and for every node that a
 /// session is still to be settled with.
 pub(crate) async fn run(core: Arc<Core>, stop: CancellationToken) {
     let mut tasks = JoinSet::new();
-    let mut listeners: BTreeMap<NodeId, AbortHandle> = BTreeMap::new();
+    let mut listeners: BTreeMap<NodeId, Hold> = BTreeMap::new();
     let mut look = tokio::time::interval(LOOK);
     loop {
         tokio::select! {
@@ -45,43 +71,65 @@ pub(crate) async fn run(core: Arc<Core>, stop: CancellationToken) {
             Some(ended) = tasks.join_next() => if let Err(error) = ended && error.is_panic() {
                 tracing::error!(%error, "an agent's listener failed; it is started again");
             },
-            _ = look.tick() => {
-                let wanted = wanted(&core);
-                listeners.retain(|node, listener| {
-                    let keep = wanted.contains(node);
-                    if !keep {
-                        listener.abort();
-                        core.nodes.forget(*node);
-                    }
-                    keep && !listener.is_finished()
-                });
-                for node in wanted {
-                    core.nodes.expect(node);
-                    listeners
-                        .entry(node)
-                        .or_insert_with(|| tasks.spawn(listen(Arc::clone(&core), node)));
-                }
-                core.nodes.refresh();
-            }
+            _ = look.tick() => look_around(&core, &mut listeners, &mut tasks),
         }
     }
     tasks.shutdown().await;
 }
 
+/// Starts and ends listeners as nodes come and go, and wakes those whose node came back.
+fn look_around(core: &Arc<Core>, listeners: &mut BTreeMap<NodeId, Hold>, tasks: &mut JoinSet<()>) {
+    let wanted = wanted(core);
+    listeners.retain(|node, hold| {
+        let keep = wanted.contains_key(node);
+        if !keep {
+            hold.task.abort();
+            core.nodes.forget(*node);
+        }
+        keep && !hold.task.is_finished()
+    });
+    for (node, trace) in wanted {
+        core.nodes.expect(node);
+        let hold = listeners.entry(node).or_insert_with(|| {
+            let news = Arc::new(Notify::new());
+            let task = tasks.spawn(listen(Arc::clone(core), node, Arc::clone(&news)));
+            let last = trace;
+            Hold { task, news, last }
+        });
+        if trace.is_news_after(&hold.last) {
+            hold.news.notify_one();
+        }
+        hold.last = trace;
+    }
+    core.nodes.refresh();
+}
+
 /// The nodes to listen to.
-fn wanted(core: &Core) -> BTreeSet<NodeId> {
+fn wanted(core: &Core) -> BTreeMap<NodeId, Trace> {
     let nodes = core.directory.nodes().into_iter();
     let agents = nodes
         .filter(|(_, a)| a.roles.contains(&Role::Agent))
-        .map(|(node, _)| node);
+        .map(|(node, a)| (node, Some(a.version)));
     let records = core.ledger.entries().into_iter().map(|entry| entry.now());
     let open = records
         .filter(|r| r.work().is_some() || !r.ended())
-        .map(|r| r.facts.node);
-    agents.chain(open).collect()
+        .map(|r| (r.facts.node, None));
+    // Agents last: what they announce counts.
+    let wanted: BTreeMap<_, _> = open.chain(agents).collect();
+    let trace = |(node, announced)| {
+        let silent = !core.nodes.is_ready(node);
+        let peer = silent.then(|| core.directory.peer(&node)).flatten();
+        let connected = peer.map(|peer| peer.age);
+        let trace = Trace {
+            announced,
+            connected,
+        };
+        (node, trace)
+    };
+    wanted.into_iter().map(trace).collect()
 }
 
-async fn listen(core: Arc<Core>, node: NodeId) {
+async fn listen(core: Arc<Core>, node: NodeId, news: Arc<Notify>) {
     let mut failures = 0;
     loop {
         let mut listener = Listener::new(&core, node);
@@ -89,7 +137,12 @@ async fn listen(core: Arc<Core>, node: NodeId) {
         let error = listener.follow(&mut heard).await;
         failures = if heard { 0 } else { failures + 1 };
         tracing::debug!(node = node.short(), %error, "subscription ended; it is made anew");
-        tokio::time::sleep(pause(node, failures)).await;
+        // Not even news shortens the first pause.
+        tokio::time::sleep(pause(node, 0)).await;
+        let more = pause(node, failures).saturating_sub(pause(node, 0));
+        if timeout(more, news.notified()).await.is_ok() {
+            failures = 0;
+        }
     }
 }
 
@@ -97,7 +150,7 @@ async fn listen(core: Arc<Core>, node: NodeId) {
 /// call all of them in the same instant, again and again.
 fn pause(node: NodeId, failures: u32) -> Duration {
     let base = RETRY_MIN
-        .saturating_mul(1 << failures.min(16))
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
         .min(RETRY_MAX);
     base + base * u32::from(node.as_bytes()[0]) / 512
 }

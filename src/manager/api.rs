@@ -135,6 +135,9 @@ fn node_view(core: &Core, (node, announcement): &Known) -> NodeView {
     let peer = core.directory.peer(node);
     let standing = core.nodes.standing(*node);
     let heartbeat = standing.heard.as_ref().map(|(_, heartbeat)| heartbeat);
+    let is_lost = standing.state == NodeState::Lost;
+    // The mesh gives a silent connection up later than the manager its agent.
+    let peer = peer.filter(|_| !is_lost);
     let seen = match (&standing.heard, is_self || peer.is_some()) {
         (Some((silence, _)), _) => *silence,
         (None, true) => Duration::ZERO,
@@ -153,7 +156,7 @@ fn node_view(core: &Core, (node, announcement): &Known) -> NodeView {
             (false, None) => String::new(),
         },
         rtt: peer.as_ref().map(|peer| peer.rtt),
-        capacity: heartbeat.map(|h| h.capacity.clone()),
+        capacity: heartbeat.filter(|_| !is_lost).map(|h| h.capacity.clone()),
         kernels: heartbeat.map_or(0, |h| u32::try_from(h.kernels.len()).unwrap_or(u32::MAX)),
         seen,
         announcement: announcement.as_ref().clone(),

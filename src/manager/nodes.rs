@@ -8,10 +8,12 @@ use std::time::Duration;
 use meshwork_identity::NodeId;
 use meshwork_proto::agent::Heartbeat;
 use meshwork_proto::manager::{LOST_AFTER, NodeState, SUSPECT_AFTER};
+use meshwork_sched::release;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::ledger::lock;
+use crate::record::Record;
 
 /// Every agent heard since the start. As many as the directory holds agents.
 #[derive(Debug, Default)]
@@ -97,6 +99,23 @@ impl Nodes {
             );
         }
         self.hear(node);
+    }
+
+    /// Takes a kernel that has ended out of what was heard last, before its session and with it the
+    /// knowledge of its end is forgotten. The next heartbeat says anew what is free.
+    pub(crate) fn release(&self, record: &Record) {
+        let (kernel, generation) = (record.kernel(), record.facts.generation);
+        let mut heard = lock(&self.heard);
+        let Some(Heard { heartbeat, .. }) = heard.get_mut(&record.facts.node) else {
+            return;
+        };
+        let told = heartbeat.kernels.len();
+        heartbeat
+            .kernels
+            .retain(|(k, g, _)| (*k, *g) != (kernel, generation));
+        if heartbeat.kernels.len() < told {
+            release(&mut heartbeat.capacity, kernel, record.ordered.resources());
+        }
     }
 
     /// Forgets a node that is no agent any more.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use meshwork_identity::{Grant, Limits, NodeId, Scope};
+use meshwork_identity::{Grant, Limits, NodeId, NodeTags, Scope, TokenError};
 use meshwork_proto::ByteSize;
 use meshwork_proto::agent::{self, Heartbeat};
 use meshwork_proto::announcement::Role;
@@ -21,6 +21,8 @@ use crate::record::{Ordered, Record, Refused};
 
 /// Reason of a refused placement.
 pub(crate) const NOT_PLACED: &str = "not_placed";
+/// Reason where the limits of the caller's token stand in the way.
+const LIMITS: &str = "limits";
 
 /// Reads the query of an order or a request.
 pub(crate) fn parse_query(text: Option<&str>) -> Result<Query, RpcError> {
@@ -35,25 +37,28 @@ pub(crate) fn parse_query(text: Option<&str>) -> Result<Query, RpcError> {
 /// Refuses what the token would allow on no node.
 pub(crate) fn within_limits(limits: &Limits, want: &Resources) -> Result<(), RpcError> {
     let gpus = want.gpu.as_ref().map_or(0, |g| g.count);
-    let fail = |what: String| {
-        let error = RpcError::denied(format!("your token allows at most {what}")).reason("limits");
-        Err(error.fix("ask for less, or ask whoever issued the token for more"))
+    let fail = |limit: &str, max: String, asked: String| {
+        let text = format!("your token allows at most {max} on a node, the order asks for {asked}");
+        let fix = format!(
+            "ask for at most {max}, or ask whoever issued the token for a higher {limit} limit"
+        );
+        Err(RpcError::denied(text).reason(LIMITS).fix(fix))
     };
     if let Some(max) = limits.gpus.filter(|max| gpus > *max) {
-        return fail(format!("{max} GPUs on a node, the order asks for {gpus}"));
+        return fail("gpu", format!("{max} gpu"), gpus.to_string());
     }
     if let Some(max) = limits.cpu_millis.filter(|max| want.cpu_millis > *max) {
-        let (max, asked) = (cpus(max), cpus(want.cpu_millis));
-        return fail(format!("{max} cpu on a node, the order asks for {asked}"));
+        let max = format!("{} cpu", cpus(max));
+        return fail("cpu", max, cpus(want.cpu_millis));
     }
     if let Some(max) = limits.mem_bytes.filter(|max| want.mem > *max) {
-        let (max, asked) = (ByteSize(max), ByteSize(want.mem));
-        return fail(format!(
-            "{max} of memory on a node, the order asks for {asked}"
-        ));
+        let max = format!("{} of memory", ByteSize(max));
+        return fail("memory", max, ByteSize(want.mem).to_string());
     }
     if limits.kernels == Some(0) {
-        return fail("0 kernels".into());
+        return Err(RpcError::denied("your token allows no kernels")
+            .reason(LIMITS)
+            .fix("ask whoever issued the token for a higher kernel limit"));
     }
     Ok(())
 }
@@ -65,6 +70,44 @@ pub(crate) fn not_placed(error: &NotPlaced) -> RpcError {
         .fix(
             "ask for less, widen the query, or stop something: meshwork node ls shows what is free",
         )
+}
+
+/// What in the caller's token keeps it from a node.
+#[derive(Debug, thiserror::Error)]
+enum Ban {
+    /// Its scope, resource or time.
+    #[error("{0}")]
+    Token(TokenError),
+    /// The node lacks a tag that the token asks for.
+    #[error("your token allows only nodes tagged {0}")]
+    Tags(NodeTags),
+}
+
+impl Ban {
+    /// What a user is told whose token allows none of the `count` nodes to choose from. No room is
+    /// lacking, so to ask for less would not help.
+    fn everywhere(&self, count: usize) -> RpcError {
+        let nodes = match count {
+            1 => "the only node".to_owned(),
+            _ => format!("all {count} nodes"),
+        };
+        let excluded = format!("which excludes {nodes} that could run this");
+        let issuer = "ask whoever issued the token for one";
+        match self {
+            Self::Token(e @ TokenError::WrongResource { allowed, .. }) => {
+                let path = agent::Create::INFO.path();
+                let text = format!("your token covers `{allowed}`, not `{path}`, {excluded}");
+                let fix = format!("{issuer} that covers `{path}` on a node as well, such as `*`");
+                RpcError::denied(text).reason(e.kind()).fix(fix)
+            }
+            Self::Token(e) => RpcError::denied(e.to_string()).reason(e.kind()),
+            Self::Tags(tags) => {
+                let text = format!("your token allows only nodes tagged {tags}, {excluded}");
+                let fix = format!("{issuer} with other node tags, or none");
+                RpcError::denied(text).reason(LIMITS).fix(fix)
+            }
+        }
+    }
 }
 
 impl Core {
@@ -96,11 +139,21 @@ impl Core {
             records.entry(record.facts.node).or_default().push(record);
         }
         let filtered = agents.saturating_sub(matching.len());
+        let bans: Vec<Option<Ban>> = matching
+            .iter()
+            .map(|known| self.ban(known, ordered, grant, refused))
+            .collect();
+        if let Some(Some(ban)) = bans.first()
+            && bans.iter().all(Option::is_some)
+        {
+            return Err(ban.everywhere(bans.len()));
+        }
         let candidates: Vec<Candidate> = matching
             .into_iter()
-            .map(|known| {
+            .zip(bans)
+            .map(|(known, ban)| {
                 let records = records.get(&known.0).map_or(&[][..], Vec::as_slice);
-                self.candidate(&known, records, ordered, grant, refused)
+                self.candidate(&known, records, ban, refused)
             })
             .collect();
         let request = Request {
@@ -111,28 +164,38 @@ impl Core {
         place(&request, &candidates).map_err(|e| not_placed(&e))
     }
 
+    /// Whether the caller's token keeps it from a node, unless the node has refused already.
+    fn ban(
+        &self,
+        (node, announcement): &Known,
+        ordered: &Ordered,
+        grant: &Grant,
+        refused: &[Refused],
+    ) -> Option<Ban> {
+        if refused.iter().any(|r| r.node == *node) {
+            return None;
+        }
+        let path = agent::Create::INFO.path();
+        if let Err(e) = grant.check(&ordered.owner, Scope::Call, &path, node, self.now()) {
+            return Some(Ban::Token(e));
+        }
+        let tags = &grant.limits.node_tags;
+        let carried = announcement.tags.iter().map(String::as_str);
+        (!grant.limits.allow_node(carried)).then(|| Ban::Tags(tags.clone()))
+    }
+
     fn candidate(
         &self,
         (node, announcement): &Known,
         records: &[Arc<Record>],
-        ordered: &Ordered,
-        grant: &Grant,
+        ban: Option<Ban>,
         refused: &[Refused],
     ) -> Candidate {
         let standing = self.nodes.standing(*node);
-        let path = agent::Create::INFO.path();
         let barred = if let Some(refused) = refused.iter().find(|r| r.node == *node) {
             Some(format!("refused: {}", refused.words))
-        } else if let Err(e) = grant.check(&ordered.owner, Scope::Call, &path, node, self.now()) {
-            Some(e.to_string())
-        } else if !grant
-            .limits
-            .allow_node(announcement.tags.iter().map(String::as_str))
-        {
-            Some(format!(
-                "your token allows only nodes tagged {}",
-                grant.limits.node_tags
-            ))
+        } else if let Some(ban) = ban {
+            Some(ban.to_string())
         } else {
             match (standing.state, &standing.heard) {
                 (NodeState::Ready, _) => None,

@@ -318,7 +318,7 @@ async fn stop(core: &Core, record: &Record) -> Result<(), RpcError> {
     }
 }
 
-async fn remove(core: &Core, record: &Record) -> Result<(), RpcError> {
+async fn remove(core: &Arc<Core>, record: &Record) -> Result<(), RpcError> {
     let forgotten = forget_at(
         core,
         record.facts.node,
@@ -334,9 +334,10 @@ async fn remove(core: &Core, record: &Record) -> Result<(), RpcError> {
             return Err(RpcError::unavailable(text));
         }
     }
-    let id = record.id();
+    let (id, shared) = (record.id(), Arc::clone(core));
     let forget = move |draft: &mut Draft| {
-        if draft.get(id).is_some_and(|known| known.facts.removed) {
+        if let Some(known) = draft.get(id).filter(|known| known.facts.removed) {
+            shared.nodes.release(&known);
             draft.remove(id);
         }
         Ok(())

@@ -9,19 +9,21 @@ use meshwork_proto::SessionId;
 use meshwork_proto::agent::{
     self, ExecItem, ExecKernel, ExecOrder, KernelLogs, LogChunk, PullProgress,
 };
-use meshwork_proto::manager::{self, SessionExec, SessionLogs, SessionRef};
-use meshwork_proto::rpc::RpcError;
+use meshwork_proto::manager::{self, NodeState, SessionExec, SessionLogs, SessionRef};
+use meshwork_proto::rpc::{RpcError, Status};
 use meshwork_proto::service::{CallContext, CallOptions, ItemStream, Method, stream};
-use meshwork_proto::session::{SessionUpdate, SessionView};
+use meshwork_proto::session::{SessionState, SessionUpdate, SessionView};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use crate::core::{Core, no_answer};
 use crate::ledger::{Audience, Entry, lock};
-use crate::record::Record;
+use crate::record::{Facts, Record};
 
-/// Longest wait for an agent's first answer on a stream.
-const FIRST_ITEM: Duration = Duration::from_secs(30);
+/// Longest wait until an agent takes a stream.
+const OPENING: Duration = Duration::from_secs(30);
+/// The same where somebody waits for what is there already.
+const OPENING_AT_ONCE: Duration = Duration::from_secs(3);
 
 /// Counts a reader of a session as long as it lives.
 struct Attached {
@@ -134,7 +136,19 @@ pub(crate) async fn logs(
         follow: request.follow,
         since: request.since,
     };
-    relay::<agent::Logs>(&core, &cx, &entry, &record, &logs).await
+    let (within, tells_end) = if request.follow {
+        (OPENING, true)
+    } else {
+        (OPENING_AT_ONCE, false)
+    };
+    let relay = Relay {
+        core: &core,
+        cx: &cx,
+        entry: &entry,
+        within,
+        tells_end,
+    };
+    relay.open::<agent::Logs>(&logs).await
 }
 
 /// Passes a signed command on. That the owner signed it for this session is for the agent to say;
@@ -152,7 +166,17 @@ pub(crate) async fn exec(
     if order.kernel != record.kernel() {
         return Err(foreign_kernel(session));
     }
-    relay::<agent::Exec>(&core, &cx, &entry, &record, &ExecKernel { warrant }).await
+    if record.ended() {
+        return Err(not_running(&record));
+    }
+    let relay = Relay {
+        core: &core,
+        cx: &cx,
+        entry: &entry,
+        within: OPENING,
+        tells_end: false,
+    };
+    relay.open::<agent::Exec>(&ExecKernel { warrant }).await
 }
 
 fn foreign_kernel(session: SessionId) -> RpcError {
@@ -163,31 +187,127 @@ fn foreign_kernel(session: SessionId) -> RpcError {
     RpcError::invalid(message).reason("order")
 }
 
-async fn relay<M: Method>(
-    core: &Arc<Core>,
-    cx: &CallContext,
-    entry: &Entry,
-    record: &Record,
-    request: &M::Request,
-) -> Result<ItemStream<M::Response>, RpcError> {
-    let attached = Attached::new(core, entry);
-    let options = CallOptions {
-        trace: cx.trace,
-        ..CallOptions::within(cx.deadline.map_or(FIRST_ITEM, |d| d.min(FIRST_ITEM)))
+/// Why nothing can be run in a session now.
+fn not_running(record: &Record) -> RpcError {
+    let id = record.id().short();
+    let text = match record.facts.state {
+        SessionState::Terminated(_) => format!("session {id} has ended"),
+        SessionState::Terminating => format!("session {id} is ending"),
+        SessionState::Running => format!("session {id} is not running at this moment"),
+        _ => format!("session {id} has not started yet"),
     };
-    let node = record.facts.node;
-    let items = stream::<M>(&*core.caller, node, request, options);
-    let items = timeout(options.deadline, items)
-        .await
-        .unwrap_or_else(|_| Err(no_answer(node, &M::INFO)))?;
-    let closing = core.closing.clone();
-    let cut = async move { closing.is_cancelled().then(|| Err(shutting_down())) };
-    let items = items
-        .take_until(core.closing.clone().cancelled_owned())
-        .chain(streams::once(cut).filter_map(std::future::ready))
-        .map(move |item| {
-            let _ = &attached;
-            item
-        });
-    Ok(Box::pin(items))
+    RpcError::new(Status::Conflict, text)
+        .reason("not_running")
+        .fix(format!("meshwork logs {id} shows what it wrote"))
+}
+
+/// Why there is no output of a session.
+fn no_output(record: &Record) -> RpcError {
+    let id = record.id().short();
+    let text = if record.ended() {
+        format!("session {id} has ended, and no output of it is kept")
+    } else {
+        format!("session {id} has no output yet")
+    };
+    RpcError::not_found(text).reason("no_output")
+}
+
+fn unreachable(record: &Record) -> RpcError {
+    let Facts {
+        node, node_name, ..
+    } = &record.facts;
+    let text = format!("{node_name} ({}) is not reachable now", node.short());
+    RpcError::unavailable(text)
+        .reason("node_unreachable")
+        .fix("repeat it when meshwork node ls shows the node as ready")
+}
+
+/// A stream from a session's agent to a caller.
+struct Relay<'a> {
+    core: &'a Arc<Core>,
+    cx: &'a CallContext,
+    entry: &'a Entry,
+    /// Longest wait until the agent takes it.
+    within: Duration,
+    /// Whether its end tells the reader that the session ended.
+    tells_end: bool,
+}
+
+impl Relay<'_> {
+    async fn open<M: Method>(
+        self,
+        request: &M::Request,
+    ) -> Result<ItemStream<M::Response>, RpcError> {
+        let core = self.core;
+        let attached = Attached::new(core, self.entry);
+        let record = self.entry.now();
+        let node = record.facts.node;
+        if core.nodes.standing(node).state == NodeState::Lost {
+            return Err(unreachable(&record));
+        }
+        let options = CallOptions {
+            trace: self.cx.trace,
+            ..CallOptions::within(self.cx.deadline.map_or(self.within, |d| d.min(self.within)))
+        };
+        let items = stream::<M>(&*core.caller, node, request, options);
+        let items = timeout(options.deadline, items)
+            .await
+            .unwrap_or_else(|_| Err(no_answer(node, &M::INFO)))
+            .map_err(|error| self.in_plain_words::<M>(error))?;
+        let relayed = Relayed {
+            items,
+            attached,
+            tells_end: self.tells_end,
+        };
+        Ok(Box::pin(streams::unfold(Some(relayed), |relayed| async {
+            relayed?.next().await
+        })))
+    }
+
+    /// The agent's refusal as users, who know nothing of kernels, understand it.
+    fn in_plain_words<M: Method>(&self, error: RpcError) -> RpcError {
+        let record = self.entry.now();
+        let lost = error.status == Status::Timeout || error.reason == "connection_lost";
+        match error.status {
+            // Whether a command that is not to be repeated was run, is open then.
+            _ if lost && !M::INFO.idempotent => error,
+            _ if lost || error.status == Status::NoRoute => unreachable(&record),
+            Status::Conflict if error.reason == "not_running" => not_running(&record),
+            Status::NotFound if error.reason == "no_kernel" && M::INFO.idempotent => {
+                no_output(&record)
+            }
+            // A living one that the agent denies to know may be another's there.
+            Status::NotFound if error.reason == "no_kernel" && record.ended() => {
+                not_running(&record)
+            }
+            _ => error,
+        }
+    }
+}
+
+/// The agent's stream, as it comes.
+struct Relayed<T> {
+    items: ItemStream<T>,
+    attached: Attached,
+    tells_end: bool,
+}
+
+impl<T> Relayed<T> {
+    async fn next(mut self) -> Option<(Result<T, RpcError>, Option<Self>)> {
+        let closing = self.attached.core.closing.clone();
+        let item = tokio::select! {
+            biased;
+            () = closing.cancelled() => return Some((Err(shutting_down()), None)),
+            item = self.items.next() => item,
+        };
+        match item {
+            Some(Ok(item)) => Some((Ok(item), Some(self))),
+            Some(Err(error)) => Some((Err(error), None)),
+            None => {
+                // Asked for more after the last item: so all of them have been taken.
+                self.attached.told |= self.tells_end;
+                None
+            }
+        }
+    }
 }

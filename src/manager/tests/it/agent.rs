@@ -1,5 +1,7 @@
 //! An agent in memory: the contract of `proto::agent` without containers, and a script of faults.
 
+mod feed;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -7,8 +9,8 @@ use std::time::Duration;
 use futures_util::stream;
 use meshwork_identity::{NodeId, Timestamp};
 use meshwork_proto::agent::{
-    self, AckEvents, AgentStatus, CreateKernel, EventItem, Events, ExecItem, ExecKernel, HEARTBEAT,
-    Heartbeat, KernelEvent, KernelLogs, KernelRef, LogChunk, Output, PullProgress, StopKernel,
+    self, AckEvents, AgentStatus, CreateKernel, EventItem, Events, ExecItem, ExecKernel, Heartbeat,
+    KernelEvent, KernelLogs, KernelRef, LogChunk, Output, PullProgress, StopKernel,
 };
 use meshwork_proto::kernel::{Exit, ExitReason, KernelState, KernelView};
 use meshwork_proto::rpc::{RpcError, Status};
@@ -37,6 +39,8 @@ pub(crate) enum Script {
 pub(crate) struct Faults {
     /// Neither calls nor streams get through.
     pub(crate) unreachable: bool,
+    /// New streams get no answer.
+    pub(crate) silent: bool,
     /// So many next calls of a method are carried out, and their answers lost.
     pub(crate) lose_answers: BTreeMap<&'static str, u32>,
     /// So many next calls of a method never arrive.
@@ -90,6 +94,7 @@ pub(crate) struct Agent {
     /// Grows when every open stream breaks.
     epoch: watch::Sender<u64>,
     progress: watch::Sender<Option<(KernelId, PullProgress)>>,
+    connected_at: Arc<Mutex<Instant>>,
     /// Calls that arrived, by method.
     pub(crate) calls: Arc<Mutex<BTreeMap<&'static str, u32>>>,
     /// Acknowledged up to.
@@ -132,6 +137,7 @@ impl Agent {
             changed: watch::Sender::new(0),
             epoch: watch::Sender::new(0),
             progress: watch::Sender::new(None),
+            connected_at: Arc::new(Mutex::new(Instant::now())),
             calls: Arc::default(),
             acked: Arc::default(),
         }
@@ -207,7 +213,14 @@ impl Agent {
     /// Cuts it off, or brings it back.
     pub(crate) fn set_unreachable(&self, unreachable: bool) {
         self.faults().unreachable = unreachable;
+        if !unreachable {
+            *self.connected_at.lock().unwrap() = Instant::now();
+        }
         self.restart();
+    }
+
+    pub(crate) fn connected_for(&self) -> Duration {
+        self.connected_at.lock().unwrap().elapsed()
     }
 
     /// Forgets one kernel without a word.
@@ -393,22 +406,18 @@ impl Agent {
         request: &ExecKernel,
     ) -> Result<ItemStream<ExecItem>, RpcError> {
         let order: agent::ExecOrder = request.warrant.open().unwrap();
-        self.get(&KernelRef {
+        let view = self.get(&KernelRef {
             kernel: order.kernel,
         })?;
+        if view.state != KernelState::Running {
+            let text = format!("the kernel is {}, not RUNNING", view.state.name());
+            return Err(RpcError::new(Status::Conflict, text).reason("not_running"));
+        }
         Ok(Box::pin(stream::iter([Ok(ExecItem::Exit(7))])))
     }
 
     fn watch(&self, request: Events) -> ItemStream<EventItem> {
-        let feed = Feed {
-            agent: self.clone(),
-            after: request.after,
-            queue: Vec::new(),
-            next_beat: Instant::now(),
-            changed: self.changed.subscribe(),
-            epoch: self.epoch.subscribe(),
-            progress: self.progress.subscribe(),
-        };
+        let feed = feed::Feed::new(self, request);
         Box::pin(stream::unfold(Some(feed), |feed| async move {
             feed?.next().await
         }))
@@ -532,84 +541,5 @@ impl State {
                 .map(|k| (k.view.kernel, k.view.generation, k.view.state.clone()))
                 .collect(),
         }
-    }
-}
-
-/// One subscription.
-struct Feed {
-    agent: Agent,
-    after: u64,
-    /// To send next, last first.
-    queue: Vec<KernelEvent>,
-    next_beat: Instant,
-    changed: watch::Receiver<u64>,
-    epoch: watch::Receiver<u64>,
-    progress: watch::Receiver<Option<(KernelId, PullProgress)>>,
-}
-
-impl Feed {
-    async fn next(mut self) -> Option<(Result<EventItem, RpcError>, Option<Self>)> {
-        loop {
-            if self.epoch.has_changed().unwrap_or(true) {
-                return Some((Err(RpcError::unavailable("connection lost")), None));
-            }
-            self.fill();
-            if let Some(event) = self.queue.pop() {
-                return Some((Ok(EventItem::Event(event)), Some(self)));
-            }
-            let told = self.progress.has_changed().unwrap_or(false);
-            let progress = self.progress.borrow_and_update().clone();
-            if told && let Some((kernel, progress)) = progress {
-                return Some((Ok(EventItem::Progress { kernel, progress }), Some(self)));
-            }
-            if self.next_beat <= Instant::now() {
-                self.next_beat = Instant::now() + HEARTBEAT;
-                let beat = self.agent.state().heartbeat();
-                return Some((Ok(EventItem::Heartbeat(beat)), Some(self)));
-            }
-            tokio::select! {
-                _ = self.changed.changed() => {}
-                _ = self.epoch.changed() => {
-                    return Some((Err(RpcError::unavailable("connection lost")), None));
-                }
-                () = tokio::time::sleep_until(self.next_beat) => {}
-            }
-        }
-    }
-
-    /// Queues what is new, with the faults that are ordered.
-    fn fill(&mut self) {
-        if !self.queue.is_empty() {
-            return;
-        }
-        let mut faults = self.agent.faults();
-        let state = self.agent.state();
-        let mut new: Vec<_> = state
-            .log
-            .iter()
-            .filter(|e| e.seq > self.after)
-            .cloned()
-            .collect();
-        let Some(last) = new.last().map(|e| e.seq) else {
-            return;
-        };
-        self.after = last;
-        new.retain(|event| !faults.skip.remove(&event.seq));
-        if let Some(at) = new
-            .iter()
-            .position(|e| Some(e.seq) == faults.swap)
-            .filter(|at| at + 1 < new.len())
-        {
-            new.swap(at, at + 1);
-            faults.swap = None;
-        }
-        if faults.duplicate {
-            new = new
-                .into_iter()
-                .flat_map(|event| [event.clone(), event])
-                .collect();
-        }
-        new.reverse();
-        self.queue = new;
     }
 }

@@ -345,3 +345,75 @@ async fn a_kernel_whose_session_ended_without_it_is_stopped() {
     world.pass(15).await;
     assert!(agent.living().is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_comes_back_is_heard_at_once_however_long_it_was_gone() {
+    let (world, [agent]) = World::with_agents([0]).await;
+    world.run_small().await;
+    for gone in [3, 20, 31, 33, 35, 90] {
+        agent.set_unreachable(true);
+        world.pass(gone).await;
+        agent.set_unreachable(false);
+        world.blink().await;
+        assert_eq!(
+            world.node(&agent).await.state,
+            NodeState::Ready,
+            "after {gone} s"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_joins_is_ready_at_once() {
+    let world = World::new().await;
+    for seed in 100..110 {
+        let agent = world.add_agent(seed, 0);
+        world.blink().await;
+        assert_eq!(world.node(&agent).await.state, NodeState::Ready);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_claimed_of_a_lost_node() {
+    let (world, [agent]) = World::with_agents([1]).await;
+    let before = world.node(&agent).await;
+    assert_eq!(
+        (before.path.as_str(), before.rtt.is_some()),
+        ("direct", true)
+    );
+    assert!(before.capacity.is_some());
+    agent.set_unreachable(true);
+    world.pass(20).await;
+    let lost = world.node(&agent).await;
+    assert_eq!(lost.state, NodeState::Lost);
+    assert_eq!(
+        (lost.path.as_str(), lost.rtt, lost.capacity),
+        ("", None, None)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn output_of_a_node_that_is_gone_is_refused_fast() {
+    let (world, [agent]) = World::with_agents([0]).await;
+    let id = world.run_small().await;
+    let refused = async || {
+        let opened = timeout(Duration::from_secs(5), world.logs(id, false)).await;
+        let error = opened.expect("fast").err().unwrap();
+        assert_eq!(
+            (error.status, error.reason.as_str()),
+            (Status::Unavailable, "node_unreachable")
+        );
+        let node = agent.node.short();
+        assert_eq!(error.message, format!("n100 ({node}) is not reachable now"));
+    };
+    // Nobody has noticed yet.
+    agent.faults().silent = true;
+    refused().await;
+    // The mesh has.
+    agent.set_unreachable(true);
+    refused().await;
+    // All have.
+    world.pass(20).await;
+    refused().await;
+    assert!(world.logs(id, true).await.is_err());
+}

@@ -8,6 +8,7 @@ use meshwork_proto::manager::{self as api, SessionExec, SessionLogs, SessionRef}
 use meshwork_proto::rpc::Status;
 use meshwork_proto::session::{SessionSpec, SessionState, SessionUpdate};
 use meshwork_proto::slots::Resources;
+use meshwork_proto::{KernelId, SessionId};
 
 use crate::agent::Script;
 use crate::world::{World, gpu_spec, spec};
@@ -186,6 +187,84 @@ async fn rm_sessions_that_nobody_watches_go_after_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn following_the_output_to_its_end_counts_as_told() {
+    let (world, [agent]) = World::with_agents([0]).await;
+    agent.script(Script::Exit(0));
+    let spec = || SessionSpec {
+        remove: true,
+        ..spec(Resources::default())
+    };
+    let followed = world.run(spec()).await.unwrap().view.session;
+    let peeked = world.run(spec()).await.unwrap().view.session;
+    world.settle().await;
+    for (id, follow) in [(followed, true), (peeked, false)] {
+        let chunks: Vec<_> = world.logs(id, follow).await.unwrap().collect().await;
+        assert_eq!(chunks.len(), 1);
+    }
+    world.pass(15).await;
+    assert!(world.get(&followed.to_string()).await.is_err());
+    assert!(world.get(&peeked.to_string()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ended_session_is_spoken_of_in_plain_words() {
+    let (world, [agent]) = World::with_agents([0]).await;
+    let id = world.run_small().await;
+    agent.exit(id, 0);
+    world.settle().await;
+    let error = world
+        .stream::<api::Exec>(&world.user, &exec_true(&world, id, id.kernel(0)))
+        .await
+        .err()
+        .unwrap();
+    let ended = format!("session {} has ended", id.short());
+    assert_eq!(
+        (error.status, error.message),
+        (Status::Conflict, ended.clone())
+    );
+    // Its output is there as long as the agent knows it.
+    assert!(world.logs(id, false).await.is_ok());
+    agent.lose(id);
+    let error = world.logs(id, false).await.err().unwrap();
+    assert_eq!(
+        (error.status, error.message),
+        (
+            Status::NotFound,
+            format!("{ended}, and no output of it is kept")
+        )
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_has_not_started_is_spoken_of_in_plain_words() {
+    let (world, [agent]) = World::with_agents([0]).await;
+    agent.script(Script::Hold);
+    let id = world.run_small().await;
+    let error = world
+        .stream::<api::Exec>(&world.user, &exec_true(&world, id, id.kernel(0)))
+        .await
+        .err()
+        .unwrap();
+    let text = format!("session {} has not started yet", id.short());
+    assert_eq!((error.status, error.message), (Status::Conflict, text));
+}
+
+/// An order of the default user.
+fn exec_true(world: &World, session: SessionId, kernel: KernelId) -> SessionExec {
+    let order = ExecOrder {
+        kernel,
+        command: vec!["true".into()],
+        env: [].into(),
+        workdir: None,
+        issued_at: Timestamp::from_secs(0),
+        nonce: [0; 16],
+    };
+    let user = &world.user;
+    let warrant = Warrant::seal(&user.identity, user.token.clone(), &order).unwrap();
+    SessionExec { session, warrant }
+}
+
+#[tokio::test(start_paused = true)]
 async fn logs_and_exec_pass_through() {
     let (world, [_agent]) = World::with_agents([0]).await;
     let id = world.run_small().await;
@@ -202,22 +281,7 @@ async fn logs_and_exec_pass_through() {
         .collect()
         .await;
     assert_eq!(chunks[0].as_ref().unwrap().data, "hello\n");
-    let exec = |kernel| {
-        let order = ExecOrder {
-            kernel,
-            command: vec!["true".into()],
-            env: [].into(),
-            workdir: None,
-            issued_at: Timestamp::from_secs(0),
-            nonce: [0; 16],
-        };
-        let warrant =
-            Warrant::seal(&world.user.identity, world.user.token.clone(), &order).unwrap();
-        SessionExec {
-            session: id,
-            warrant,
-        }
-    };
+    let exec = |kernel| exec_true(&world, id, kernel);
     let items = world
         .stream::<api::Exec>(&world.user, &exec(id.kernel(0)))
         .await

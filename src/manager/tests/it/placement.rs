@@ -60,6 +60,110 @@ async fn what_ended_is_free_before_the_next_heartbeat() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_forgotten_is_free_before_the_next_heartbeat() {
+    let (world, [agent]) = World::with_agents([1]).await;
+    let all = || {
+        let mut spec = gpu_spec("1");
+        spec.kernel.resources.cpu_millis = 8_000;
+        spec.kernel.resources.mem = 32 * GB;
+        world.run(spec)
+    };
+    for seconds in 5..15 {
+        let id = all().await.unwrap().view.session;
+        // Heartbeats tell of it.
+        world.pass(seconds).await;
+        agent.exit(id, 0);
+        world.blink().await;
+        world.remove(id).await.unwrap();
+        world.blink().await;
+        assert!(agent.remembered().is_empty());
+    }
+    all().await.unwrap();
+    assert!(all().await.is_err(), "no more is free than there is");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_covers_no_node_is_denied_not_unplaced() {
+    let (world, [first, _second]) = World::with_agents([1, 1]).await;
+    let user = world.add_user_for(9, "manager/*");
+    let order = world.order(gpu_spec("1"));
+    let error = world.submit(&user, &order).await.unwrap_err();
+    assert_eq!(
+        (error.status, error.reason.as_str()),
+        (Status::Denied, "wrong_resource")
+    );
+    insta::assert_snapshot!(error.message, @"your token covers `manager/*`, not `agent/kernel.create`, which excludes all 2 nodes that could run this");
+    assert_eq!(
+        error.fix.unwrap(),
+        "ask whoever issued the token for one that covers `agent/kernel.create` on a node as well, such as `*`"
+    );
+    let limits = Limits {
+        node_tags: "tag-nix".parse().unwrap(),
+        ..Limits::none()
+    };
+    let user = world.add_user(10, [Scope::Call], limits);
+    let spec = SessionSpec {
+        place: Some("tags has \"tag-n100\"".into()),
+        ..gpu_spec("1")
+    };
+    let error = world.submit(&user, &world.order(spec)).await.unwrap_err();
+    assert_eq!(
+        (error.status, error.reason.as_str()),
+        (Status::Denied, "limits")
+    );
+    insta::assert_snapshot!(error.message, @"your token allows only nodes tagged tag-nix, which excludes the only node that could run this");
+    assert!(first.living().is_empty());
+    assert!(world.list(&user).await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_than_the_tokens_limits_is_denied_with_the_limits_name() {
+    let (world, [_agent]) = World::with_agents([2]).await;
+    let limits = Limits {
+        gpus: Some(1),
+        cpu_millis: Some(500),
+        mem_bytes: Some(GB),
+        ..Limits::none()
+    };
+    let user = world.add_user(9, [Scope::Call], limits);
+    let small = Resources {
+        cpu_millis: 100,
+        mem: GB / 2,
+        ..Resources::default()
+    };
+    let (mut cpu, mut mem) = (small.clone(), small.clone());
+    cpu.cpu_millis = 2_000;
+    mem.mem = 2 * GB;
+    let gpu = Resources {
+        gpu: Some("2".parse().unwrap()),
+        ..small
+    };
+    for (resources, fix) in [
+        (
+            gpu,
+            "ask for at most 1 gpu, or ask whoever issued the token for a higher gpu limit",
+        ),
+        (
+            cpu,
+            "ask for at most 0.5 cpu, or ask whoever issued the token for a higher cpu limit",
+        ),
+        (
+            mem,
+            "ask for at most 1GB of memory, or ask whoever issued the token for a higher memory limit",
+        ),
+    ] {
+        let error = world
+            .submit(&user, &world.order(spec(resources)))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (error.status, error.reason.as_str(), error.fix.as_deref()),
+            (Status::Denied, "limits", Some(fix))
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_without_room_after_all_passes_the_order_on() {
     let (world, [first, second]) = World::with_agents([2, 1]).await;
     first.faults().refuse = 1;

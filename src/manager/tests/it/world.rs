@@ -1,35 +1,36 @@
 //! A mesh in one process: an authority, users, agents, and a manager that calls them directly.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod net;
+
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::StreamExt;
 use meshwork_identity::{
     Grant, Identity, Limits, NodeId, Resource, Revocations, Scope, Scopes, Timestamp, Token,
     TokenRequest, VerifyContext, Warrant,
 };
 use meshwork_manager::{Manager, ManagerConfig};
 use meshwork_proto::SessionId;
+use meshwork_proto::agent::LogChunk;
 use meshwork_proto::announcement::{Announcement, Hardware, Role, Software};
 use meshwork_proto::kernel::KernelSpec;
 use meshwork_proto::manager::{
-    self as api, CreateSession, CreatedSession, ListSessions, SessionRef, StopSession,
+    self as api, CreateSession, CreatedSession, ListNodes, ListSessions, NodeView, SessionLogs,
+    SessionRef, StopSession,
 };
-use meshwork_proto::mesh::PeerView;
-use meshwork_proto::ports::{Directory, Known, Trust, WallClock};
-use meshwork_proto::query::Query;
-use meshwork_proto::rpc::{Codec, RpcError, Status};
+use meshwork_proto::ports::{Trust, WallClock};
+use meshwork_proto::rpc::{Codec, RpcError};
 use meshwork_proto::service::{
-    BoxFuture, CallContext, Caller, ItemStream, Method, RawCall, RawReply, Router, from_body,
-    to_body,
+    CallContext, Caller, ItemStream, Method, RawReply, Router, from_body, to_body,
 };
 use meshwork_proto::session::{SessionOrder, SessionSpec, SessionUpdate, SessionView};
 use meshwork_proto::slots::Resources;
 use tokio::time::Instant;
 
+use self::net::{Net, Wire};
 use crate::agent::Agent;
 
 /// Wall-clock time at the start of every test.
@@ -55,123 +56,6 @@ impl Trust for Authority {
         verified
             .map(|(grant, _)| grant)
             .map_err(|e| RpcError::denied(e.to_string()))
-    }
-}
-
-/// The mesh: nodes by id.
-#[derive(Default)]
-struct Net {
-    agents: Mutex<BTreeMap<NodeId, Agent>>,
-    known: Mutex<BTreeMap<NodeId, Arc<Announcement>>>,
-    local: Mutex<Option<NodeId>>,
-}
-
-impl Directory for Net {
-    fn local(&self) -> NodeId {
-        self.local.lock().unwrap().unwrap()
-    }
-
-    fn nodes(&self) -> Vec<Known> {
-        self.known
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|(n, a)| (*n, Arc::clone(a)))
-            .collect()
-    }
-
-    fn find(&self, query: &Query) -> Vec<Known> {
-        self.nodes()
-            .into_iter()
-            .filter(|(n, a)| query.matches(n, a))
-            .collect()
-    }
-
-    fn peer(&self, _: &NodeId) -> Option<PeerView> {
-        None
-    }
-}
-
-/// Counts one fault down. True when it strikes.
-fn strikes(faults: &mut BTreeMap<&'static str, u32>, method: &'static str) -> bool {
-    let left = faults.entry(method).or_default();
-    let strikes = *left > 0;
-    *left = left.saturating_sub(1);
-    strikes
-}
-
-impl Net {
-    fn agent(&self, node: NodeId) -> Result<Agent, RpcError> {
-        let agent = self.agents.lock().unwrap().get(&node).cloned();
-        agent
-            .filter(|agent| !agent.is_unreachable())
-            .ok_or_else(|| RpcError::new(Status::NoRoute, "no path"))
-    }
-
-    fn dispatch(&self, agent: &Agent, call: &RawCall) -> RawReply {
-        let method = call.method;
-        *agent.calls.lock().unwrap().entry(method.name).or_default() += 1;
-        let cx = context(self.local(), agent.node, Vec::new());
-        let router = agent.router();
-        router
-            .dispatch(
-                method.service,
-                method.name,
-                cx,
-                call.codec,
-                call.body.clone(),
-            )
-            .unwrap()
-    }
-
-    async fn deliver(&self, to: NodeId, call: RawCall) -> Result<Bytes, RpcError> {
-        let agent = self.agent(to)?;
-        let name = call.method.name;
-        let lost = || RpcError::new(Status::Timeout, "no answer");
-        let delay = agent.faults().delay;
-        if !delay.is_zero() {
-            tokio::time::sleep(delay).await;
-        }
-        if strikes(&mut agent.faults().lose_requests, name) {
-            let deadline = call.options.deadline;
-            agent.faults().lost.push(call);
-            tokio::time::sleep(deadline).await;
-            return Err(lost());
-        }
-        let RawReply::Unary(answer) = self.dispatch(&agent, &call) else {
-            unreachable!()
-        };
-        let answer = answer.await;
-        if strikes(&mut agent.faults().lose_answers, name) {
-            tokio::time::sleep(call.options.deadline).await;
-            return Err(lost());
-        }
-        answer
-    }
-}
-
-struct Wire(Arc<Net>);
-
-impl Caller for Wire {
-    fn call_raw(&self, to: NodeId, call: RawCall) -> BoxFuture<Result<Bytes, RpcError>> {
-        let net = Arc::clone(&self.0);
-        async move { net.deliver(to, call).await }.boxed()
-    }
-
-    fn stream_raw(
-        &self,
-        to: NodeId,
-        call: RawCall,
-    ) -> BoxFuture<Result<ItemStream<Bytes>, RpcError>> {
-        let net = Arc::clone(&self.0);
-        async move {
-            let agent = net.agent(to)?;
-            let RawReply::Stream(items) = net.dispatch(&agent, &call) else {
-                unreachable!()
-            };
-            items.await
-        }
-        .boxed()
     }
 }
 
@@ -223,6 +107,7 @@ impl World {
             &authority,
             3,
             Scopes::from([Scope::Call]),
+            Resource::any(),
             Limits::none(),
             &clock,
         );
@@ -353,7 +238,55 @@ impl World {
     }
 
     pub(crate) fn add_user(&self, seed: u8, scopes: impl Into<Scopes>, limits: Limits) -> User {
-        make_user(&self.authority, seed, scopes.into(), limits, &self.clock)
+        let any = Resource::any();
+        make_user(
+            &self.authority,
+            seed,
+            scopes.into(),
+            any,
+            limits,
+            &self.clock,
+        )
+    }
+
+    /// Somebody who may call what `resource` covers.
+    pub(crate) fn add_user_for(&self, seed: u8, resource: &str) -> User {
+        let (call, resource) = (Scopes::from([Scope::Call]), resource.parse().unwrap());
+        make_user(
+            &self.authority,
+            seed,
+            call,
+            resource,
+            Limits::none(),
+            &self.clock,
+        )
+    }
+
+    /// Lets less than half a second pass.
+    pub(crate) async fn blink(&self) {
+        tokio::time::sleep(Duration::from_millis(450)).await;
+    }
+
+    pub(crate) async fn node(&self, agent: &Agent) -> NodeView {
+        let nodes = self
+            .call::<api::Nodes>(&self.user, &ListNodes::default())
+            .await
+            .unwrap();
+        nodes.into_iter().find(|n| n.node == agent.node).unwrap()
+    }
+
+    pub(crate) async fn logs(
+        &self,
+        id: SessionId,
+        follow: bool,
+    ) -> Result<ItemStream<LogChunk>, RpcError> {
+        let request = SessionLogs {
+            session: id.to_string(),
+            tail: None,
+            follow,
+            since: None,
+        };
+        self.stream::<api::Logs>(&self.user, &request).await
     }
 
     /// Lets everything happen that needs no more than a moment.
@@ -522,6 +455,7 @@ fn make_user(
     authority: &Identity,
     seed: u8,
     scopes: Scopes,
+    resource: Resource,
     limits: Limits,
     clock: &Clock,
 ) -> User {
@@ -529,7 +463,7 @@ fn make_user(
     let request = TokenRequest {
         subject: identity.node_id(),
         scopes,
-        resource: Resource::any(),
+        resource,
         not_before: None,
         ttl: Duration::from_hours(24),
         depth: 0,
