@@ -153,7 +153,7 @@ fn supersede(shared: &Shared, kernel: &Kernel) -> Result<(), RpcError> {
         message: Some("a newer placement of it starts here".into()),
         grace: shared.grace(&kernel.record(), None),
     };
-    Ok(kernel.end(shared, ending)?)
+    Ok(kernel.end(shared, ending, None)?)
 }
 
 fn conflict(text: impl Into<String>, reason: &str) -> RpcError {
@@ -218,7 +218,7 @@ impl Shared {
     }
 
     /// Removes the output of a kernel that is over.
-    fn drop_logs(&self, record: &Record) {
+    pub(crate) fn drop_logs(&self, record: &Record) {
         match std::fs::remove_dir_all(self.logs(&record.kernel)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(kernel = %record.kernel, %error, "output could not be removed");

@@ -108,8 +108,8 @@ impl Agent {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
-        shared.probe().await;
-        recovery::recover(&shared, loaded).await?;
+        let ((), recovered) = tokio::join!(shared.probe(), recovery::recover(&shared, loaded));
+        recovered?;
         shared.tasks.spawn(recovery::run(Arc::clone(&shared)));
         shared.tasks.spawn(watch_accelerators(Arc::clone(&shared)));
         info!(backend = %shared.backend.describe(), "agent started");

@@ -95,6 +95,9 @@ impl Default for Deadlines {
 pub struct Bounds {
     /// Bytes of output kept of a kernel, alive or dead; older output goes first. Default 10 MiB.
     pub log_bytes: u64,
+    /// Bytes of output kept of all dead kernels together; that of the longest dead goes first.
+    /// Default 1 GiB.
+    pub dead_log_bytes: u64,
     /// Processes and threads of a kernel. Default 4,096.
     pub pids: i64,
 }
@@ -103,6 +106,7 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             log_bytes: 10 << 20,
+            dead_log_bytes: 1 << 30,
             pids: 4096,
         }
     }

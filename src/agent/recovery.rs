@@ -13,8 +13,8 @@ use tracing::{debug, info, warn};
 use crate::AgentError;
 use crate::backend::{BackendError, Found, Phase};
 use crate::journal::Loaded;
-use crate::kernel::Kernel;
 use crate::kernel::record::Record;
+use crate::kernel::{Kernel, output};
 use crate::shared::Shared;
 
 /// Terminated kernels remembered. Above it the longest dead go; managers remove theirs earlier.
@@ -103,6 +103,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     let mut tick = interval(shared.config.reconcile_every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let repair = async {
+        let mut swept_at = 0;
         loop {
             tick.tick().await;
             match shared.backend.list().await {
@@ -110,6 +111,16 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                 Err(error) => warn!(%error, "containers cannot be listed, nothing is changed"),
             }
             forget_oldest(&shared).await;
+            // Nothing has ended where nothing was told.
+            let last_seq = *shared.journal.last_seq().borrow();
+            if last_seq != swept_at {
+                swept_at = last_seq;
+                let owned = Arc::clone(&shared);
+                if let Err(error) = tokio::task::spawn_blocking(move || bound_output(&owned)).await
+                {
+                    warn!(%error, "kept output could not be measured");
+                }
+            }
         }
     };
     tokio::select! {
@@ -124,8 +135,8 @@ async fn reconcile(shared: &Arc<Shared>, found: &[Found]) {
     let live: Vec<Record> = shared
         .all()
         .iter()
+        .filter(|k| !k.look(Record::is_over))
         .map(|k| k.record())
-        .filter(|r| !r.is_over())
         .collect();
     let wanted: BTreeSet<_> = live.iter().map(key).collect();
     for container in found {
@@ -160,9 +171,33 @@ fn free_unheld(shared: &Shared) {
         .lock()
         .expect("nothing panics while it admits a kernel");
     for id in shared.slots.holders() {
-        if shared.kernel(&id).is_none_or(|k| k.record().is_over()) {
+        if shared.kernel(&id).is_none_or(|k| k.look(Record::is_over)) {
             warn!(kernel = %id, "slots were held by no kernel and are free again");
             shared.slots.release(&id);
+        }
+    }
+}
+
+/// Drops the output of the longest dead kernels above the bound on that of all. Blocks on the disk.
+fn bound_output(shared: &Shared) {
+    // None of them is begun anew meanwhile.
+    let _turn = shared
+        .admission
+        .lock()
+        .expect("nothing panics while it admits a kernel");
+    let mut over: Vec<Record> = shared
+        .all()
+        .iter()
+        .filter(|k| k.look(Record::is_over))
+        .map(|k| k.record())
+        .collect();
+    over.sort_by_key(|r| std::cmp::Reverse(r.ended_at));
+    let mut total = 0u64;
+    for record in over {
+        let size = output::size(&shared.logs(&record.kernel));
+        total = total.saturating_add(size);
+        if size > 0 && total > shared.config.bounds.dead_log_bytes {
+            shared.drop_logs(&record);
         }
     }
 }
@@ -171,12 +206,12 @@ async fn forget_oldest(shared: &Arc<Shared>) {
     let mut over: Vec<_> = shared
         .all()
         .into_iter()
-        .filter(|k| k.record().is_over())
+        .filter(|k| k.look(Record::is_over))
         .collect();
     if over.len() <= MAX_REMEMBERED {
         return;
     }
-    over.sort_by_key(|k| k.record().ended_at);
+    over.sort_by_key(|k| k.look(|r| r.ended_at));
     let surplus = over.len() - MAX_REMEMBERED;
     for kernel in over.into_iter().take(surplus) {
         let shared = Arc::clone(shared);

@@ -1,6 +1,7 @@
 //! The `agent` service: what each method checks, and whom it answers.
 //!
-//! The mesh has checked that the caller may call the method. A kernel is its owner's: others need a
+//! The mesh has checked that the caller may call the method; those that tell of everybody's kernels
+//! are declared for scope `admin`. A kernel is its owner's: others need a
 //! grant with scope `admin` on the method, and hear `not_found` without it, so that ids tell
 //! nothing.
 
@@ -170,12 +171,10 @@ impl Service {
     }
 
     async fn watch(self, request: Events) -> Result<ItemStream<agent::EventItem>, RpcError> {
-        self.admin::<agent::Watch>()?;
         Ok(events::watch(&self.shared, request.after))
     }
 
     async fn ack(self, request: AckEvents) -> Result<(), RpcError> {
-        self.admin::<agent::Ack>()?;
         let shared = Arc::clone(&self.shared);
         self.shared
             .blocking(move || Ok(shared.journal.ack(request.up_to)?))
@@ -191,8 +190,8 @@ impl Service {
         })
     }
 
-    /// Writes down that the kernel ends on request. A second request with a shorter time ends the
-    /// wait of the first.
+    /// Writes down that the kernel ends on request. A second request that leaves it no time ends
+    /// the wait of the first.
     async fn end(&self, kernel: &Arc<Kernel>, grace: Option<Duration>) -> Result<(), RpcError> {
         let record = kernel.record();
         let grace = self.shared.grace(&record, grace);
@@ -203,7 +202,7 @@ impl Service {
         };
         let (shared, ended) = (Arc::clone(&self.shared), Arc::clone(kernel));
         self.shared
-            .blocking(move || Ok(ended.end(&shared, ending)?))
+            .blocking(move || Ok(ended.end(&shared, ending, None)?))
             .await?;
         if record.ending.is_some() && grace.is_zero() {
             kernel.kill_now.cancel();
@@ -225,26 +224,11 @@ impl Service {
 
     fn is_admin<M: Method>(&self) -> bool {
         let (path, now) = (M::INFO.path(), self.shared.clock.now());
-        let may = |scope| {
-            self.cx.grants.iter().any(|grant| {
-                grant
-                    .check(&self.cx.peer, scope, &path, &self.shared.node, now)
-                    .is_ok()
-            })
-        };
-        may(Scope::Admin)
-    }
-
-    /// Refuses callers that are not to hear of everybody's kernels.
-    fn admin<M: Method>(&self) -> Result<(), RpcError> {
-        if self.is_admin::<M>() {
-            return Ok(());
-        }
-        let text = format!(
-            "`{}` tells of everybody's kernels and needs scope admin",
-            M::INFO.path()
-        );
-        Err(RpcError::denied(text).reason("scope_exceeded"))
+        self.cx.grants.iter().any(|grant| {
+            grant
+                .check(&self.cx.peer, Scope::Admin, &path, &self.shared.node, now)
+                .is_ok()
+        })
     }
 }
 

@@ -129,14 +129,19 @@ impl Shared {
     pub(crate) fn heartbeat(&self, may_see: impl Fn(&NodeId) -> bool) -> Heartbeat {
         // Read first: whoever then misses an event sees that the number is older than the state.
         let last_seq = *self.journal.last_seq().borrow();
-        let records = self.all().into_iter().map(|k| k.record());
-        let alive = records.filter(|r| !r.is_over() && may_see(&r.owner));
+        let kernels = self.all();
+        let alive = kernels.iter().filter_map(|kernel| {
+            kernel.look(|r| {
+                let told = !r.is_over() && may_see(&r.owner);
+                told.then(|| (r.kernel, r.generation, r.state.clone()))
+            })
+        });
         Heartbeat {
             at: self.clock.now(),
             last_seq,
             capacity: self.slots.capacity(),
             load_millis: hardware::load_millis(),
-            kernels: alive.map(|r| (r.kernel, r.generation, r.state)).collect(),
+            kernels: alive.collect(),
         }
     }
 }

@@ -119,8 +119,9 @@ pub(crate) trait Backend: Debug + Send + Sync {
     async fn has_image(&self, image: &str) -> Result<bool, BackendError>;
     /// Fetches an image, whatever is there. Ends after the first error.
     fn pull(&self, image: &str) -> BoxStream<Result<PullProgress, BackendError>>;
-    /// Makes a container. One of that name that is there already is the one.
-    async fn create(&self, plan: &Plan) -> Result<(), BackendError>;
+    /// Makes a container. One of that name that is there already is the one, and the answer is
+    /// false.
+    async fn create(&self, plan: &Plan) -> Result<bool, BackendError>;
     /// Starts it; harmless when it runs.
     async fn start(&self, id: &str) -> Result<(), BackendError>;
     /// Where it is in its life.

@@ -18,7 +18,7 @@ use meshwork_proto::kernel::{ExitReason, KernelState};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
-use super::record::{Ending, Record};
+use super::record::{Ended, Ending, Record};
 use super::{Kernel, output, plan};
 use crate::backend::{Backend, BackendError, Phase, Plan};
 use crate::failpoint;
@@ -70,12 +70,12 @@ impl Actor {
             self.undo.push(Undo::Container);
         }
         if !self.kernel.ending.is_cancelled() {
-            let verdict = match self.bring_up(phase).await {
+            let (verdict, ended) = match self.bring_up(phase).await {
                 Ok(()) => self.watch().await,
-                Err(verdict) => verdict,
+                Err(verdict) => (verdict, None),
             };
             if let Some(ending) = verdict {
-                self.write(move |shared, kernel| kernel.end(shared, ending.clone()))
+                self.write(move |shared, kernel| kernel.end(shared, ending.clone(), ended))
                     .await;
             }
         }
@@ -123,7 +123,8 @@ impl Actor {
         let mut progress = self.shared.pull(&spec.image, spec.pull).await?;
         while let Some(item) = progress.next().await {
             let item = item?;
-            if matches!(item, PullProgress::Fetching { .. }) {
+            let fetching = matches!(item, PullProgress::Fetching { .. });
+            if fetching && self.kernel.look(|r| r.state != KernelState::Pulling) {
                 self.enter(KernelState::Pulling).await;
             }
             // Nobody may be listening.
@@ -157,9 +158,9 @@ impl Actor {
     }
 
     async fn make_once(&self, plan: &Plan) -> Result<(), BackendError> {
-        self.shared.backend.create(plan).await?;
+        let fresh = self.shared.backend.create(plan).await?;
         failpoint::hit("after-create");
-        let started = self.shared.backend.start(&self.name).await;
+        let started = self.start(fresh).await;
         failpoint::hit("after-start");
         match started {
             // Its name was taken by a request of an earlier life that is not done yet.
@@ -168,30 +169,46 @@ impl Actor {
         }
     }
 
-    /// Waits until the container has ended, and says so.
-    async fn watch(&self) -> Verdict {
+    /// Starts the container, once: one that was there before may have been started by a request
+    /// whose answer was lost. It may end at any moment, so not even one that runs is started.
+    async fn start(&self, fresh: bool) -> Result<(), BackendError> {
+        let backend = &self.shared.backend;
+        if !fresh && backend.inspect(&self.name).await?.0 != Phase::Made {
+            return Ok(());
+        }
+        backend.start(&self.name).await
+    }
+
+    /// Waits until the container has ended, and says how.
+    async fn watch(&self) -> (Verdict, Option<Ended>) {
         let backend = &self.shared.backend;
         let mut backoff = BACKOFF.0;
         loop {
-            tokio::select! {
+            let waited = tokio::select! {
                 biased;
-                () = self.kernel.ending.cancelled() => return None,
-                () = self.kernel.poke.notified() => {}
-                ended = backend.wait(&self.name) => if let Err(error) = ended {
-                    debug!(container = %self.name, %error, "wait broke off");
-                }
-            }
+                () = self.kernel.ending.cancelled() => return (None, None),
+                () = self.kernel.poke.notified() => Ok(()),
+                waited = backend.wait(&self.name) => waited,
+            };
             match backend.inspect(&self.name).await {
-                Ok((Phase::Running, _)) => backoff = BACKOFF.0,
-                Ok((Phase::Ended, _)) => return Some(ended()),
-                Ok((Phase::Made, _)) | Err(BackendError::NotFound(_)) => return Some(lost()),
+                Ok((Phase::Ended, ended)) => return (Some(ended_by_itself()), ended),
+                Ok((Phase::Made, _)) | Err(BackendError::NotFound(_)) => {
+                    return (Some(lost()), None);
+                }
+                Ok((Phase::Running, _)) if waited.is_ok() => {
+                    backoff = BACKOFF.0;
+                    continue;
+                }
+                Ok((Phase::Running, _)) => {
+                    debug!(container = %self.name, ?waited, "wait broke off");
+                }
                 Err(error) => {
                     warn!(container = %self.name, %error, "container cannot be looked at");
-                    tokio::select! {
-                        () = self.kernel.ending.cancelled() => {}
-                        () = sleep(backoff) => backoff = (backoff * 2).min(BACKOFF.1),
-                    }
                 }
+            }
+            tokio::select! {
+                () = self.kernel.ending.cancelled() => {}
+                () = sleep(backoff) => backoff = (backoff * 2).min(BACKOFF.1),
             }
         }
     }
@@ -218,24 +235,15 @@ impl Actor {
 
     /// Stops the container, keeps how it ended and what it said, and removes it.
     async fn dispose(&self) {
-        self.stop().await;
-        let looked = self.eventually("look at a stopped container", |b, n| async move {
-            match b.inspect(&n).await {
-                Ok((_, ended)) => Ok(ended),
-                Err(BackendError::NotFound(_)) => Ok(None),
-                Err(error) => Err(error),
+        // How it ended is known when it ended by itself: then it does not run.
+        if self.kernel.look(|r| r.ended.is_none()) {
+            self.stop().await;
+            if let Some(ended) = self.ended().await {
+                self.update(move |record| record.ended = Some(ended)).await;
             }
-        });
-        if let Some(ended) = looked.await {
-            self.update(move |record| record.ended = Some(ended)).await;
-            let limit = self.shared.config.deadlines.logs;
-            let record = self.kernel.record();
-            let kept = output::keep(&self.shared, &record);
-            match tokio::time::timeout(limit, kept).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!(container = %self.name, %error, "output is lost"),
-                Err(_) => warn!(container = %self.name, "output took too long and is lost"),
-            }
+        }
+        if self.kernel.look(|r| r.ended.is_some()) {
+            self.keep_output().await;
         }
         failpoint::hit("before-remove");
         self.eventually(
@@ -246,12 +254,35 @@ impl Actor {
         failpoint::hit("after-remove");
     }
 
+    /// How the stopped container ended; none when it never ran or is gone.
+    async fn ended(&self) -> Option<Ended> {
+        self.eventually("look at a stopped container", |b, n| async move {
+            match b.inspect(&n).await {
+                Ok((_, ended)) => Ok(ended),
+                Err(BackendError::NotFound(_)) => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+        .await
+    }
+
+    async fn keep_output(&self) {
+        let limit = self.shared.config.deadlines.logs;
+        let record = self.kernel.record();
+        match tokio::time::timeout(limit, output::keep(&self.shared, &record)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(BackendError::NotFound(_))) => {
+                debug!(container = %self.name, "gone; its output was kept before, or is lost");
+            }
+            Ok(Err(error)) => warn!(container = %self.name, %error, "output is lost"),
+            Err(_) => warn!(container = %self.name, "output took too long and is lost"),
+        }
+    }
+
     async fn stop(&self) {
         let grace = self
             .kernel
-            .record()
-            .ending
-            .map_or(Duration::ZERO, |e| e.grace);
+            .look(|r| r.ending.as_ref().map_or(Duration::ZERO, |e| e.grace));
         let polite = self.eventually(
             "stop a container",
             |b, n| async move { b.stop(&n, grace).await },
@@ -360,7 +391,7 @@ fn ending(reason: ExitReason, message: Option<String>) -> Ending {
     }
 }
 
-fn ended() -> Ending {
+fn ended_by_itself() -> Ending {
     ending(ExitReason::SelfTerminated, None)
 }
 
@@ -371,7 +402,11 @@ fn lost() -> Ending {
     )
 }
 
-fn failed(message: String) -> Ending {
+/// Longest cause of a failed start that is kept, in bytes: it may quote what the user sent.
+const MAX_CAUSE: usize = 4096;
+
+fn failed(mut message: String) -> Ending {
+    message.truncate(message.floor_char_boundary(MAX_CAUSE));
     ending(ExitReason::FailedToStart, Some(message))
 }
 

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::journal::JournalError;
 use crate::shared::Shared;
-use record::{Ending, Record};
+use record::{Ended, Ending, Record};
 
 /// One kernel in memory: its record as the journal has it, and the ways to its actor.
 #[derive(Debug)]
@@ -51,9 +51,14 @@ impl Kernel {
         self.record.borrow().clone()
     }
 
+    /// Part of what it is now, without copying the rest. `at` must be quick: changes wait for it.
+    pub(crate) fn look<T>(&self, at: impl FnOnce(&Record) -> T) -> T {
+        at(&self.record.borrow())
+    }
+
     /// What it is now, for callers.
     pub(crate) fn view(&self) -> KernelView {
-        self.record.borrow().view()
+        self.look(Record::view)
     }
 
     /// Follows its changes.
@@ -91,12 +96,23 @@ impl Kernel {
         Ok(())
     }
 
-    /// Decides that the kernel ends; the first reason stays. Blocks on the disk.
-    pub(crate) fn end(&self, shared: &Shared, ending: Ending) -> Result<(), JournalError> {
+    /// Decides that the kernel ends; the first reason stays, and the shortest grace. `ended` is how
+    /// its container ended where that is known. Blocks on the disk.
+    pub(crate) fn end(
+        &self,
+        shared: &Shared,
+        ending: Ending,
+        ended: Option<Ended>,
+    ) -> Result<(), JournalError> {
         self.update(shared, |record| {
-            if record.ending.is_none() && !record.is_over() {
-                record.ending = Some(ending);
-                record.state = KernelState::Terminating;
+            if record.is_over() {
+                return;
+            }
+            record.ended = record.ended.or(ended);
+            record.state = KernelState::Terminating;
+            match &mut record.ending {
+                Some(first) => first.grace = first.grace.min(ending.grace),
+                none => *none = Some(ending),
             }
         })?;
         self.ending.cancel();

@@ -12,7 +12,7 @@ use futures_util::{StreamExt, stream};
 use meshwork_identity::Timestamp;
 use meshwork_proto::agent::{KernelLogs, LogChunk, Output};
 use meshwork_proto::rpc::RpcError;
-use meshwork_proto::service::ItemStream;
+use meshwork_proto::service::{BoxStream, ItemStream};
 use tokio::sync::mpsc;
 use tracing::debug;
 
@@ -46,6 +46,10 @@ pub(crate) async fn keep(shared: &Shared, record: &Record) -> Result<(), Backend
             bytes -= weight(&oldest);
         }
     }
+    if kept.is_empty() {
+        // As good as an empty file, and two writes cheaper.
+        return Ok(());
+    }
     let dir = shared.logs(&record.kernel);
     tokio::task::spawn_blocking(move || write(&dir, kept.iter()))
         .await
@@ -57,6 +61,11 @@ pub(crate) async fn keep(shared: &Shared, record: &Record) -> Result<(), Backend
 /// Bytes that a line takes in memory, so that a million empty ones are not free.
 fn weight(line: &Line) -> u64 {
     (line.data.len() + size_of::<Line>()) as u64
+}
+
+/// Size of the file in bytes.
+pub(crate) fn size(dir: &Path) -> u64 {
+    std::fs::metadata(dir.join(NAME)).map_or(0, |file| file.len())
 }
 
 /// Writes the file anew, all or nothing.
@@ -182,19 +191,49 @@ impl Reader {
             .shared
             .backend
             .logs(&record.container(&self.shared.node), query);
-        while let Some(line) = lines.next().await {
+        while let Some(line) = self.next_of(&mut lines).await {
             match line {
                 Ok(line) => self.tell(line).await,
-                // The container went while it was read: the rest is in the file.
-                Err(BackendError::NotFound(_)) if !self.query.follow => {
-                    return self.read_file().await;
-                }
-                Err(error) => {
+                Err(error) if self.query.follow => {
                     debug!(kernel = %record.kernel, %error, "output broke off");
                     return;
                 }
+                Err(error) => return self.read_rest(error).await,
             }
         }
+    }
+
+    /// The next line: in time, when only what is there is wanted.
+    async fn next_of(
+        &self,
+        lines: &mut BoxStream<Result<Line, BackendError>>,
+    ) -> Option<Result<Line, BackendError>> {
+        if self.query.follow {
+            return lines.next().await;
+        }
+        let limit = self.shared.config.deadlines.ask;
+        tokio::time::timeout(limit, lines.next())
+            .await
+            .unwrap_or_else(|_| {
+                let late = format!("the output did not go on within {limit:?}");
+                Some(Err(BackendError::Unavailable(late)))
+            })
+    }
+
+    /// Where the container went while it was read, the rest is in the file. Else the reader hears
+    /// that this is not all.
+    async fn read_rest(&mut self, error: BackendError) {
+        let going = match &error {
+            BackendError::NotFound(_) => true,
+            // A container that is being removed gives no output.
+            BackendError::Failed(_) => self.kernel.look(|r| r.ending.is_some()),
+            BackendError::Unavailable(_) => false,
+        };
+        if going {
+            return self.read_file().await;
+        }
+        let error = RpcError::unavailable(format!("the output broke off: {error}"));
+        drop(self.lines.send(Err(error)).await);
     }
 
     async fn read_file(&mut self) {

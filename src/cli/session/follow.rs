@@ -66,7 +66,9 @@ impl Follow {
                         (tries, pause) = (0, FIRST_PAUSE);
                     }
                     tries += 1;
-                    if !may_pass(&error) || tries == TRIES {
+                    // What is there already can be asked for again by hand.
+                    let waits = self.on || error.reason != "node_unreachable";
+                    if !waits || !may_pass(&error) || tries == TRIES {
                         return Err(error.into());
                     }
                     tracing::debug!(%error, "asking for the output again");

@@ -73,8 +73,10 @@ impl DockerBackend {
             deadlines,
         };
         if let Err(error) = network::ensure(&backend).await {
-            warn!(%error, "no bridge network can be made, kernels will have no network");
-            backend.bridged = false;
+            // What was late now may be there when a kernel needs it.
+            backend.bridged = matches!(error, BackendError::Unavailable(_));
+            let bridged = backend.bridged;
+            warn!(%error, bridged, "no bridge network can be made, kernels without one have none");
         }
         Ok(backend)
     }
@@ -164,7 +166,7 @@ impl Backend for DockerBackend {
         pull::pull(&self.docker, image)
     }
 
-    async fn create(&self, plan: &Plan) -> Result<(), BackendError> {
+    async fn create(&self, plan: &Plan) -> Result<bool, BackendError> {
         let options = CreateContainerOptionsBuilder::default()
             .name(&plan.name)
             .build();
@@ -176,10 +178,10 @@ impl Backend for DockerBackend {
         let body = host_config::container(plan, &network);
         let create = async {
             match self.docker.create_container(Some(options), body).await {
-                Ok(_)
-                | Err(Error::DockerResponseServerError {
+                Ok(_) => Ok(true),
+                Err(Error::DockerResponseServerError {
                     status_code: 409, ..
-                }) => Ok(()),
+                }) => Ok(false),
                 Err(error) => Err(error),
             }
         };
@@ -336,12 +338,13 @@ impl Backend for DockerBackend {
     }
 }
 
-/// Time between two questions whether a command that closed its output has ended.
-const EXEC_POLL: Duration = Duration::from_millis(20);
+/// First and longest time between two questions whether a command that closed its output has ended.
+const EXEC_POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
 /// The exit code of a command whose output is closed. Docker tells it a moment later; a command
 /// may also close its output and go on.
 async fn exit_code(docker: &Docker, exec: &str, limit: Duration) -> Result<ExecItem, BackendError> {
+    let mut pause = EXEC_POLL.0;
     loop {
         let state = within(limit, "a command", docker.inspect_exec(exec)).await?;
         if state.running != Some(true)
@@ -349,7 +352,8 @@ async fn exit_code(docker: &Docker, exec: &str, limit: Duration) -> Result<ExecI
         {
             return Ok(ExecItem::Exit(i32::try_from(code).unwrap_or(-1)));
         }
-        tokio::time::sleep(EXEC_POLL).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(EXEC_POLL.1);
     }
 }
 

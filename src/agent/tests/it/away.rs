@@ -1,16 +1,18 @@
 //! The container daemon goes away and comes back, and the agent stops and starts: nothing is lost.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use meshwork_proto::agent::{self, AckEvents, EventItem, Events};
 use meshwork_proto::kernel::ExitReason;
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::support::{self, Orders, Place, docker, shell};
+use crate::support::{self, Orders, Place, all_logs, docker, shell, text};
 
 /// Docker's socket by another name, which can be taken away.
 struct Line(JoinHandle<()>, PathBuf);
@@ -82,6 +84,101 @@ async fn exits_while_docker_is_away_are_told() {
         (ExitReason::UserRequested, Some(137))
     );
     assert!(docker::containers(&place.node).is_empty());
+}
+
+#[tokio::test]
+async fn an_acknowledged_kill_outlives_the_agent() {
+    if support::skipped() {
+        return;
+    }
+    let place = Place::new();
+    let path = place.dir.path().join("docker.sock");
+    let line = Line::open(&path);
+    let mut config = place.config();
+    config.docker_socket = Some(path.clone());
+    let local = place.agent_with(config.clone()).await;
+    let manager = local.manager();
+    let order = Orders::of(1).create(shell("trap '' TERM; while true; do sleep 0.1; done"));
+    manager.create(&order).await.unwrap();
+    manager.running(order.kernel).await;
+    line.cut().await;
+    for grace in [Duration::from_mins(5), Duration::ZERO] {
+        manager.stop(order.kernel, Some(grace)).await.unwrap();
+    }
+    local.agent.shutdown(support::PATIENCE).await;
+    drop((local, manager));
+
+    let _line = Line::open(&path);
+    let manager = place.agent_with(config).await.manager();
+    let exit = manager.exit(order.kernel).await;
+    assert_eq!(
+        (exit.reason, exit.code),
+        (ExitReason::UserRequested, Some(137)),
+        "the first stop's five minutes are not waited for"
+    );
+}
+
+/// Passes on what `near` asks of Docker, but keeps back the answer to the first start until that
+/// container has ended, and then hangs up.
+async fn lose_start(mut near: UnixStream, lost: Arc<AtomicBool>) -> std::io::Result<()> {
+    let mut far = UnixStream::connect(docker::socket()).await?;
+    let (mut asked, mut told) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    loop {
+        tokio::select! {
+            n = near.read(&mut asked) => match n? {
+                0 => return Ok(()),
+                n => {
+                    far.write_all(&asked[..n]).await?;
+                    let head = String::from_utf8_lossy(&asked[..n]).into_owned();
+                    let path = head.split_once("/containers/").map(|(_, rest)| rest);
+                    if let Some((name, _)) = path.and_then(|p| p.split_once("/start"))
+                        && !lost.swap(true, Ordering::Relaxed)
+                    {
+                        let name = name.to_owned();
+                        far.readable().await?;
+                        let wait = move || docker::run(&["wait", &name]);
+                        tokio::task::spawn_blocking(wait).await.unwrap();
+                        return Ok(());
+                    }
+                }
+            },
+            n = far.read(&mut told) => match n? {
+                0 => return Ok(()),
+                n => near.write_all(&told[..n]).await?,
+            },
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_start_whose_answer_is_lost_is_not_repeated() {
+    if support::skipped() {
+        return;
+    }
+    let place = Place::new();
+    let path = place.dir.path().join("docker.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let lost = Arc::new(AtomicBool::new(false));
+    let (flag, mut connections) = (Arc::clone(&lost), JoinSet::new());
+    let _line = tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            connections.spawn(lose_start(near, Arc::clone(&flag)));
+        }
+    });
+    let mut config = place.config();
+    config.docker_socket = Some(path);
+    let local = place.agent_with(config).await;
+    let manager = local.manager();
+    let order = Orders::of(1).create(shell("echo once; exit 5"));
+    manager.create(&order).await.unwrap();
+    let exit = manager.exit(order.kernel).await;
+    assert!(lost.load(Ordering::Relaxed));
+    assert_eq!(
+        (exit.reason, exit.code),
+        (ExitReason::SelfTerminated, Some(5))
+    );
+    let output = manager.logs(&all_logs(order.kernel, false)).await;
+    assert_eq!(text(&output), "once\n");
 }
 
 #[tokio::test]

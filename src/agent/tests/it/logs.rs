@@ -106,6 +106,45 @@ async fn no_more_is_kept_than_allowed() {
 }
 
 #[tokio::test]
+async fn the_output_of_the_longest_dead_goes_first() {
+    if support::skipped() {
+        return;
+    }
+    let place = Place::new();
+    let mut config = place.config();
+    config.bounds.dead_log_bytes = 15_000;
+    let local = place.agent_with(config).await;
+    let manager = local.manager();
+    let orders = Orders::of(1);
+    let mut kernels = Vec::new();
+    for _ in 0..3 {
+        let order = orders.create(shell("head -c 6000 /dev/zero"));
+        manager.create(&order).await.unwrap();
+        manager.exit(order.kernel).await;
+        kernels.push(order.kernel);
+    }
+    let kept = |n: usize| support::log_dir(&place, kernels[n]).exists();
+    let dropped = async {
+        while kept(0) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(support::PATIENCE, dropped)
+        .await
+        .expect("the oldest output goes");
+    assert!(kept(1) && kept(2), "and no other");
+    assert!(
+        manager
+            .get(kernels[0])
+            .await
+            .unwrap()
+            .state
+            .exit()
+            .is_some()
+    );
+}
+
+#[tokio::test]
 async fn a_kernel_that_failed_has_no_output() {
     if support::skipped() {
         return;
