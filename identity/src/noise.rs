@@ -18,6 +18,7 @@
 
 mod error;
 mod handshake;
+mod hmac;
 mod payload;
 #[cfg(test)]
 mod reference;

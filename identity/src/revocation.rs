@@ -137,6 +137,11 @@ impl Revocation {
         Ok(notice)
     }
 
+    /// What it says, whoever signed it.
+    fn claimed(&self) -> Result<RevocationNotice, DecodeError> {
+        codec::decode(self.notice.unverified_body())
+    }
+
     /// The revocation as bytes.
     pub fn encode(&self) -> Vec<u8> {
         codec::encode(self)
@@ -239,6 +244,25 @@ impl Revocations {
         Ok(true)
     }
 
+    /// The set whose statements this node stored itself: each was checked when it came, so only what
+    /// is past its time is left out. Checked again, in whatever order, the word of an admin who was
+    /// revoked later could be lost, and with it what it had withdrawn.
+    pub fn restore(
+        stored: impl IntoIterator<Item = Revocation>,
+        now: Timestamp,
+        tolerance: Duration,
+    ) -> Result<Self, DecodeError> {
+        let mut restored = Self::new();
+        for statement in stored {
+            let notice = statement.claimed()?;
+            restored
+                .held
+                .insert(notice.what, Held { notice, statement });
+        }
+        restored.purge(now, tolerance);
+        Ok(restored)
+    }
+
     /// Forgets what is past its time.
     pub fn purge(&mut self, now: Timestamp, tolerance: Duration) {
         self.held
@@ -255,7 +279,20 @@ impl Revocations {
         self.held.contains_key(&Revoked::Node(*id))
     }
 
-    /// The statements held, in a fixed order. To restore a stored set, insert them again.
+    /// Whether exactly this statement is held: then it was checked, which costs signatures, before.
+    pub fn holds(&self, statement: &Revocation) -> bool {
+        let held = |notice: RevocationNotice| self.held.get(&notice.what);
+        let known = statement.claimed().ok().and_then(held);
+        known.is_some_and(|known| known.statement == *statement)
+    }
+
+    /// The statement that revokes `what`.
+    pub fn get(&self, what: &Revoked) -> Option<(&RevocationNotice, &Revocation)> {
+        let held = self.held.get(what)?;
+        Some((&held.notice, &held.statement))
+    }
+
+    /// The statements held, in a fixed order. See [`Revocations::restore`].
     pub fn iter(&self) -> impl Iterator<Item = (&RevocationNotice, &Revocation)> {
         self.held
             .values()

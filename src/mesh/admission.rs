@@ -25,12 +25,15 @@ use crate::state::{StateStore, durably};
 const STATE_KEY: &str = "admissions";
 /// Most bytes of the book: as many tickets as it takes, each with all its joiners.
 const MAX_STATE: usize = 64 << 20;
-/// Failed tries that a source has in a [`WINDOW`].
+/// Failed tries that a source has in a [`WINDOW`], and as many more as are looked at in one moment.
 const TRIES: u32 = 5;
 /// See [`TRIES`].
 const WINDOW: Duration = Duration::from_mins(1);
 /// Sources whose tries are counted at a time. When there are more, all of them wait.
 const MAX_SOURCES: usize = 4096;
+/// Revocations that a newcomer is told with its token, which must fit one frame; its neighbours tell
+/// the others.
+const MAX_REVOCATIONS_TOLD: usize = 1024;
 /// How long an expired ticket is remembered, to say that it has expired.
 const REMEMBERED: Duration = Duration::from_hours(24);
 
@@ -81,6 +84,9 @@ impl Admission {
         let mut book = self.book();
         let mut changed = book.clone();
         let result = change(&mut changed)?;
+        if changed == *book {
+            return Ok(result);
+        }
         durably(|| state.put(STATE_KEY, &codec::encode(&changed)))
             .map_err(|error| RpcError::from(MeshError::state(STATE_KEY)(error)))?;
         *book = changed;
@@ -98,47 +104,41 @@ impl Admission {
         self.tries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a try, before it is looked at, or refuses it.
-    fn charge(&self, sources: [Source; 2]) -> Result<(), RpcError> {
+    /// Refuses a try when too many have failed.
+    fn check_tries(&self, sources: [Source; 2]) -> Result<(), RpcError> {
         let mut tries = self.tries();
         if tries.len() >= MAX_SOURCES {
             tries.retain(|_, tries| tries.since.elapsed() < WINDOW);
         }
-        let used = |tries: &BTreeMap<Source, Tries>, source| match tries.get(&source) {
-            Some(tries) if tries.since.elapsed() < WINDOW => tries.count,
-            _ => 0,
+        let used_up = |source| {
+            let tries = tries.get(&source);
+            tries.is_some_and(|tries| tries.count >= TRIES && tries.since.elapsed() < WINDOW)
         };
-        let full = tries.len() + sources.len() > MAX_SOURCES;
-        if full
-            || sources
-                .into_iter()
-                .any(|source| used(&tries, source) >= TRIES)
-        {
-            return Err(RpcError::new(
-                Status::Backpressure,
-                format!("more than {TRIES} failed tries to join within {WINDOW:?}"),
-            )
-            .reason("join_rate")
-            .fix("wait a minute"));
+        if tries.len() < MAX_SOURCES && !sources.into_iter().any(used_up) {
+            return Ok(());
         }
-        for source in sources {
-            let count = used(&tries, source) + 1;
-            let since = match tries.get(&source) {
-                Some(tries) if count > 1 => tries.since,
-                _ => Instant::now(),
-            };
-            tries.insert(source, Tries { since, count });
-        }
-        Ok(())
+        Err(RpcError::new(
+            Status::Backpressure,
+            format!("more than {TRIES} failed tries to join within {WINDOW:?}"),
+        )
+        .reason("join_rate")
+        .fix("wait a minute"))
     }
 
-    /// A try succeeded: it does not count.
-    fn refund(&self, sources: [Source; 2]) {
-        let mut tries = self.tries();
+    /// Counts a try that failed.
+    fn count_failure(&self, sources: [Source; 2]) {
+        let mut all = self.tries();
         for source in sources {
-            if let Some(tries) = tries.get_mut(&source) {
-                tries.count = tries.count.saturating_sub(1);
+            let now = Instant::now();
+            let begun = Tries {
+                since: now,
+                count: 0,
+            };
+            let tries = all.entry(source).or_insert(begun);
+            if tries.since.elapsed() >= WINDOW {
+                *tries = begun;
             }
+            tries.count = tries.count.saturating_add(1);
         }
     }
 }
@@ -253,13 +253,13 @@ impl Node {
         }
         let ip = network(link.conn.remote_address().ip());
         let sources = [Source::Node(link.peer), Source::Ip(ip)];
-        self.admission.charge(sources)?;
+        self.admission.check_tries(sources)?;
         let secret = AdmissionSecret {
             id: join.id,
             secret: join.secret,
         };
         let now = self.credentials.now();
-        let (request, role) = self.admission.change(&*self.state, |book| {
+        let redeemed = self.admission.change(&*self.state, |book| {
             let record = book
                 .redeem(&secret, link.peer, now)
                 .map_err(|e| refused(&e))?;
@@ -267,13 +267,13 @@ impl Node {
                 record.token_request(link.peer),
                 record.terms().role.to_string(),
             ))
-        })?;
-        self.admission.refund(sources);
+        });
+        let (request, role) = redeemed.inspect_err(|_| self.admission.count_failure(sources))?;
         Ok(Joined {
             token: self.issue(&request)?,
             role,
             contacts: self.contacts(),
-            revocations: self.credentials.revocations(),
+            revocations: self.credentials.revocations(MAX_REVOCATIONS_TOLD),
         })
     }
 

@@ -1,12 +1,13 @@
 //! Whom this node believes and what it may do itself: the check of tokens that peers present, its
 //! own tokens, and the revocations that it heeds.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use meshwork_identity::{
-    Grant, Identity, NodeId, Revocation, RevocationError, Revocations, Revoked, Scope, Timestamp,
-    Token, TokenError, TokenRequest, VerifyContext, Warrant, WarrantError,
+    Grant, Identity, NodeId, Revocation, RevocationError, RevocationNotice, Revocations, Revoked,
+    Scope, Timestamp, Token, TokenError, TokenRequest, VerifyContext, Warrant, WarrantError,
 };
 use meshwork_proto::codec;
 use meshwork_proto::limits::MAX_TOKENS_PER_PEER;
@@ -23,6 +24,9 @@ const STATE_KEY: &str = "revocations";
 const MAX_STATE: usize =
     meshwork_identity::MAX_REVOCATIONS * meshwork_identity::MAX_REVOCATION_BYTES;
 
+/// Statements that are checked before other tasks get their turn: some milliseconds.
+const CHECKED_AT_ONCE: usize = 16;
+
 /// Why a presented token was refused, as it is told to the presenter.
 pub(crate) type Verdict = Option<(String, String)>;
 
@@ -35,7 +39,13 @@ pub(crate) struct Credentials {
     tokens: RwLock<Vec<Token>>,
     /// How this node stands with itself, by its tokens.
     own: RwLock<Standing>,
-    revocations: RwLock<Revocations>,
+    /// Replaced as a whole, so that nobody waits for who checks new ones or writes to the disk:
+    /// whether a peer is revoked is asked within packet processing.
+    revocations: RwLock<Arc<Revocations>>,
+    /// Whoever changes or stores the revocations has its turn.
+    changing: tokio::sync::Mutex<()>,
+    /// The disk lacks some of the revocations.
+    unsaved: AtomicBool,
 }
 
 impl Credentials {
@@ -55,11 +65,10 @@ impl Credentials {
             })?,
             None => Vec::new(),
         };
-        let mut revocations = Revocations::new();
-        for statement in stored {
-            // Refused are those that have become obsolete since.
-            let _ = revocations.insert(statement, &authority, clock.now(), tolerance);
-        }
+        let revocations =
+            Revocations::restore(stored, clock.now(), tolerance).map_err(|error| {
+                MeshError::state(STATE_KEY)(std::io::Error::other(error.to_string()))
+            })?;
         let credentials = Self {
             identity,
             authority,
@@ -68,7 +77,9 @@ impl Credentials {
             state,
             tokens: RwLock::new(tokens),
             own: RwLock::default(),
-            revocations: RwLock::new(revocations),
+            revocations: RwLock::new(Arc::new(revocations)),
+            changing: tokio::sync::Mutex::default(),
+            unsaved: AtomicBool::new(false),
         };
         credentials.judge_own();
         Ok(credentials)
@@ -84,16 +95,24 @@ impl Credentials {
 
     /// Runs `look` with what tokens are checked against.
     pub(crate) fn with_context<T>(&self, look: impl FnOnce(&VerifyContext<'_>) -> T) -> T {
-        let revocations = self
-            .revocations
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        look(&VerifyContext {
+        look(&self.context(&self.held()))
+    }
+
+    fn context<'a>(&'a self, revocations: &'a Revocations) -> VerifyContext<'a> {
+        VerifyContext {
             root: &self.authority,
             now: self.now(),
             tolerance: self.tolerance,
-            revocations: &revocations,
-        })
+            revocations,
+        }
+    }
+
+    /// The revocations as they are now.
+    fn held(&self) -> Arc<Revocations> {
+        self.revocations
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Checks the tokens that `peer` presented: how it stands now, and a verdict for each.
@@ -227,80 +246,77 @@ impl Credentials {
         Err(refusal)
     }
 
-    /// Heeds these revocations from now on; those that are new, kept durably, to be passed on.
-    /// Refused ones are returned with their reason.
-    pub(crate) fn revoke(
+    /// Heeds these revocations from now on, though not durably before [`Credentials::save`]: those
+    /// that are new, to be passed on. Refused ones are returned with their reason.
+    pub(crate) async fn revoke(
         &self,
         items: Vec<Revocation>,
-    ) -> Result<(Vec<Revoked>, Vec<RevocationError>), MeshError> {
-        let mut revocations = self
-            .revocations
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mut heeded = revocations.clone();
+    ) -> (Vec<Revoked>, Vec<RevocationError>) {
+        let _turn = self.changing.lock().await;
+        let mut held = self.held();
         let (mut new, mut refused) = (Vec::new(), Vec::new());
-        for item in items {
-            let what = self.revoked_by(&item, &heeded);
-            match heeded.insert(item, &self.authority, self.now(), self.tolerance) {
-                Ok(true) => new.extend(what),
-                Ok(false) => {}
+        for (index, item) in items.into_iter().enumerate() {
+            if index % CHECKED_AT_ONCE == CHECKED_AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+            if held.holds(&item) {
+                continue;
+            }
+            match item.verify(&self.context(&held)) {
+                Ok(notice) => {
+                    let changed = Arc::make_mut(&mut held);
+                    match changed.insert(item, &self.authority, self.now(), self.tolerance) {
+                        Ok(true) => new.push(notice.what),
+                        Ok(false) => {}
+                        Err(error) => refused.push(error),
+                    }
+                }
                 Err(error) => refused.push(error),
             }
         }
         if !new.is_empty() {
-            self.store(&heeded)?;
-            *revocations = heeded;
-        }
-        drop(revocations);
-        if !new.is_empty() {
+            self.unsaved.store(true, Ordering::Relaxed);
+            self.replace(held);
             self.judge_own();
         }
-        Ok((new, refused))
+        (new, refused)
     }
 
-    fn revoked_by(&self, item: &Revocation, heeded: &Revocations) -> Option<Revoked> {
-        let context = VerifyContext {
-            root: &self.authority,
-            now: self.now(),
-            tolerance: self.tolerance,
-            revocations: heeded,
-        };
-        item.verify(&context).ok().map(|notice| notice.what)
-    }
-
-    fn store(&self, revocations: &Revocations) -> Result<(), MeshError> {
-        let bytes = codec::encode(&in_order(revocations, |_| true));
-        durably(|| self.state.put(STATE_KEY, &bytes)).map_err(MeshError::state(STATE_KEY))
-    }
-
-    /// Every revocation, in an order in which others will accept them.
-    pub(crate) fn revocations(&self) -> Vec<Revocation> {
-        let held = self
+    fn replace(&self, revocations: Arc<Revocations>) {
+        *self
             .revocations
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        in_order(&held, |_| true)
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = revocations;
+    }
+
+    /// Stores the revocations, if the disk lacks any.
+    pub(crate) async fn save(&self) -> Result<(), MeshError> {
+        let _turn = self.changing.lock().await;
+        if !self.unsaved.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let bytes = codec::encode(&in_order(self.held().iter()));
+        durably(|| self.state.put(STATE_KEY, &bytes)).map_err(MeshError::state(STATE_KEY))?;
+        self.unsaved.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The first `most` revocations, in an order in which others will accept them.
+    pub(crate) fn revocations(&self, most: usize) -> Vec<Revocation> {
+        let mut all = in_order(self.held().iter());
+        all.truncate(most);
+        all
     }
 
     /// What is revoked.
     pub(crate) fn revoked(&self) -> Vec<Revoked> {
-        let held = self
-            .revocations
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        held.iter().map(|(notice, _)| notice.what).collect()
+        self.held().iter().map(|(notice, _)| notice.what).collect()
     }
 
     /// The statements that revoke any of `what`, in an order in which others will accept them.
     pub(crate) fn statements(&self, what: &[Revoked]) -> Vec<Revocation> {
-        if what.is_empty() {
-            return Vec::new();
-        }
-        let held = self
-            .revocations
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        in_order(&held, |revoked| what.contains(revoked))
+        let held = self.held();
+        in_order(what.iter().filter_map(|what| held.get(what)))
     }
 
     pub(crate) fn is_revoked(&self, node: &NodeId) -> bool {
@@ -316,12 +332,15 @@ impl Credentials {
     }
 
     /// Forgets revocations of what has expired by itself.
-    pub(crate) fn purge(&self) {
-        let mut revocations = self
-            .revocations
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        revocations.purge(self.now(), self.tolerance);
+    pub(crate) async fn purge(&self) {
+        let _turn = self.changing.lock().await;
+        let mut left = self.held();
+        let now = self.now();
+        if !left.iter().any(|(notice, _)| notice.keep_until <= now) {
+            return;
+        }
+        Arc::make_mut(&mut left).purge(now, self.tolerance);
+        self.replace(left);
     }
 
     pub(crate) fn verify_warrant(&self, warrant: &Warrant) -> Result<Grant, RpcError> {
@@ -352,11 +371,10 @@ fn verify_for(
 }
 
 /// The oldest first: an admin may have revoked others before it was revoked itself.
-fn in_order(revocations: &Revocations, wanted: impl Fn(&Revoked) -> bool) -> Vec<Revocation> {
-    let mut held: Vec<_> = revocations
-        .iter()
-        .filter(|(notice, _)| wanted(&notice.what))
-        .collect();
+fn in_order<'a>(
+    held: impl Iterator<Item = (&'a RevocationNotice, &'a Revocation)>,
+) -> Vec<Revocation> {
+    let mut held: Vec<_> = held.collect();
     held.sort_by_key(|(notice, _)| notice.issued_at);
     held.into_iter()
         .map(|(_, statement)| statement.clone())

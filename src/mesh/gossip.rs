@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use meshwork_identity::{NodeId, Revocation, Revoked, Scope};
+use meshwork_identity::{Grant, NodeId, Revocation, Revoked, Scope};
 use meshwork_proto::announcement::{Announcement, SignedAnnouncement};
 use meshwork_proto::limits::{MAX_ANNOUNCEMENTS_PER_CALL, MAX_HOPS};
 use meshwork_proto::mesh::{Announce, AnnounceNodes, Revoke, RevokeTokens};
@@ -171,22 +171,39 @@ impl Node {
     /// Signs `draft` under the next version, stores it and tells the neighbours; from then on it is
     /// renewed in time.
     pub(crate) fn announce(&self, draft: Announcement) -> Result<(), MeshError> {
+        let mut own = self.gossip.own();
+        self.publish(&mut own, &draft)?;
+        own.draft = Some(draft);
+        Ok(())
+    }
+
+    /// Announces again what was announced last.
+    pub(crate) fn renew(&self) {
+        let mut own = self.gossip.own();
+        let Some(draft) = own.draft.take() else {
+            return;
+        };
+        // Comes true in any case: a failed renewal is tried again as late as a successful one.
+        own.renewal = Some(Instant::now() + self.config.announcement_ttl / 3);
+        if let Err(error) = self.publish(&mut own, &draft) {
+            tracing::warn!(%error, "cannot renew this node's announcement");
+        }
+        own.draft = Some(draft);
+    }
+
+    /// One after the other, so that versions enter the store in their order.
+    fn publish(&self, own: &mut Own, draft: &Announcement) -> Result<(), MeshError> {
         let token = self
             .credentials
             .token_with(Scope::Announce)
             .map_err(MeshError::Token)?;
-        let body = {
-            let mut own = self.gossip.own();
-            let body = Announcement {
-                version: own.version(&*self.state)?,
-                issued_at: self.credentials.now(),
-                ttl: self.config.announcement_ttl,
-                ..draft.clone()
-            };
-            own.draft = Some(draft);
-            own.renewal = Some(Instant::now() + self.config.announcement_ttl / 3);
-            body
+        let body = Announcement {
+            version: own.version(&*self.state)?,
+            issued_at: self.credentials.now(),
+            ttl: self.config.announcement_ttl,
+            ..draft.clone()
         };
+        own.renewal = Some(Instant::now() + self.config.announcement_ttl / 3);
         let refused = |why: &dyn std::fmt::Display| MeshError::Announcement(why.to_string());
         let signed = SignedAnnouncement::sign(&self.credentials.identity, token, &body)
             .map_err(|error| refused(&error))?;
@@ -197,19 +214,6 @@ impl Node {
         inserted.map_err(|error| refused(&error))?;
         self.tell(&[self.credentials.node_id()], &[], None);
         Ok(())
-    }
-
-    /// Announces again what was announced last.
-    pub(crate) fn renew(&self) {
-        let draft = {
-            let mut own = self.gossip.own();
-            // Comes true in any case: a failed renewal is tried again as late as a successful one.
-            own.renewal = Some(Instant::now() + self.config.announcement_ttl / 3);
-            own.draft.clone()
-        };
-        if let Some(error) = draft.and_then(|draft| self.announce(draft).err()) {
-            tracing::warn!(%error, "cannot renew this node's announcement");
-        }
     }
 
     /// Puts facts into the outboxes of all nodes that we are connected with, but `except`.
@@ -241,6 +245,7 @@ impl Node {
                 taken = link.outbox.take() => taken,
             };
             if !self.credentials.is_member() {
+                // Nobody would take it. Who gets a token introduces itself anew.
                 continue;
             }
             if let Err(error) = self.deliver(link, &announcements, &revocations).await {
@@ -267,8 +272,13 @@ impl Node {
     ) -> Result<(), CallError> {
         let items = self.credentials.statements(revocations);
         if !items.is_empty() {
-            link.ask::<RevokeTokens>(&Revoke { items }, DELIVERY)
-                .await?;
+            match link.ask::<RevokeTokens>(&Revoke { items }, DELIVERY).await {
+                // What the peer refuses, it will refuse again; the announcements are its all the same.
+                Err(CallError::Failed(error)) if error.status == Status::Denied => {
+                    debug!(peer = ?link.peer, %error, "the peer refuses a revocation");
+                }
+                told => told?,
+            }
         }
         let items: Vec<SignedAnnouncement> = {
             let store = self.gossip.store();
@@ -343,32 +353,31 @@ impl Node {
         Ok(())
     }
 
-    /// Heeds revocations from now on, durably, and passes them on.
-    pub(crate) fn heed(
+    /// Heeds revocations from now on, durably, and passes them on. A disk that fails is an error, and
+    /// is tried again; they are in force all the same. The first that is refused is an error too,
+    /// with the others in force.
+    pub(crate) async fn heed(
         &self,
         from: Option<NodeId>,
         items: Vec<Revocation>,
     ) -> Result<(), MeshError> {
-        let (new, refused) = self.credentials.revoke(items)?;
+        let (new, refused) = self.credentials.revoke(items).await;
         for why in &refused {
             debug!(?from, %why, "revocation refused");
         }
-        if from.is_none()
-            && let Some(why) = refused.into_iter().next()
-        {
-            return Err(MeshError::Revocation(Arc::new(why)));
+        if !new.is_empty() {
+            self.credentials.with_context(|context| {
+                let cut = |grant: &Grant| grant.revoked_by(context.revocations).is_some();
+                self.gossip.store().drop_where(cut);
+            });
+            self.lapse();
+            self.tell(&[], &new, from.as_ref());
         }
-        if new.is_empty() {
-            return Ok(());
+        self.credentials.save().await?;
+        match refused.into_iter().next() {
+            Some(why) => Err(MeshError::Revocation(Arc::new(why))),
+            None => Ok(()),
         }
-        self.credentials.with_context(|context| {
-            let cut =
-                |grant: &meshwork_identity::Grant| grant.revoked_by(context.revocations).is_some();
-            self.gossip.store().drop_where(cut);
-        });
-        self.lapse();
-        self.tell(&[], &new, from.as_ref());
-        Ok(())
     }
 
     /// Takes away what has expired or was revoked: from every peer's standing, which ends the calls
@@ -381,7 +390,7 @@ impl Node {
             }
             let standing = link.standing.borrow().clone();
             if let Some(left) = self.credentials.without_lapsed(&standing) {
-                link.standing.send_replace(left);
+                link.stands(left);
             }
         }
     }

@@ -24,7 +24,7 @@ use crate::error::MeshError;
 use crate::gossip::Gossip;
 use crate::node::Node;
 use crate::peer::{Link, Peers};
-use crate::rpc::{CallError, Desk, after, close_code};
+use crate::rpc::{CallError, Desk, FEW_STREAMS, after, close_code};
 use crate::service;
 use crate::transport::{Endpoint, PskSet, TransportConfig};
 
@@ -32,9 +32,6 @@ use crate::transport::{Endpoint, PskSet, TransportConfig};
 const JOINING: Duration = Duration::from_secs(15);
 /// Connections that a call is tried on when one after the other closes between calls.
 const CONNECTIONS_PER_CALL: usize = 3;
-/// Streams that a peer may have open for each call that it may have served: the rest is told
-/// `backpressure` in so many words.
-const STREAMS_PER_CALL: usize = 2;
 /// Keep-alive packets within the time after which a silent peer is given up.
 const KEEP_ALIVES: u32 = 3;
 
@@ -146,7 +143,9 @@ impl Mesh {
             .ask::<JoinMesh>(&request, JOINING)
             .await
             .map_err(RpcError::from)?;
-        self.0.heed(Some(link.peer), joined.revocations.clone())?;
+        self.0
+            .heed(Some(link.peer), joined.revocations.clone())
+            .await?;
         self.add_token(joined.token.clone()).await;
         Ok(joined)
     }
@@ -158,13 +157,10 @@ impl Mesh {
     }
 
     /// Heeds the revocation from now on, durably, and spreads it. What it cuts ends at once here,
-    /// and elsewhere when it arrives.
-    #[allow(
-        clippy::unused_async,
-        reason = "revoking may come to wait for the disk"
-    )]
+    /// and elsewhere when it arrives. When it cannot be stored, that is the error; it is in force
+    /// nonetheless until this node ends, and storing it is tried again.
     pub async fn revoke(&self, revocation: Revocation) -> Result<(), MeshError> {
-        self.0.heed(None, vec![revocation])
+        self.0.heed(None, vec![revocation]).await
     }
 
     /// This node's account of itself.
@@ -202,9 +198,10 @@ impl Mesh {
         node.desk.stopping.cancel();
         node.endpoint
             .close(close_code::SHUTDOWN_CODE, b"the node shuts down");
-        node.desk.calls.wait().await;
+        // Those that accept calls end before the last call does.
         node.tasks.close();
         node.tasks.wait().await;
+        node.desk.calls.wait().await;
         let _ = timeout_at(by, node.endpoint.wait_idle()).await;
     }
 
@@ -213,6 +210,9 @@ impl Mesh {
         // Calls under way may need others to end.
         if self.0.desk.stopping.is_cancelled() {
             return Err(MeshError::ShuttingDown.into());
+        }
+        if let Some(link) = self.0.peers.get(&to) {
+            return Ok(link);
         }
         let contact = self.contact(to);
         Ok(self.0.reach(&contact, deadline).await?)
@@ -350,14 +350,10 @@ fn transport(config: &MeshConfig, env: &Env, credentials: Arc<Credentials>) -> T
     };
     let mesh = MeshId::of(&config.authority);
     let mut transport = TransportConfig::new(config.identity.clone(), mesh, psks);
-    let streams = config
-        .limits
-        .concurrent_calls
-        .saturating_mul(STREAMS_PER_CALL);
     transport.entropy = env.entropy.clone();
     transport.authorize = Arc::new(move |peer| !credentials.is_revoked(peer));
     transport.idle_timeout = config.dead_after;
     transport.keep_alive = Some(config.dead_after / KEEP_ALIVES);
-    transport.max_bidi_streams = u32::try_from(streams).unwrap_or(u32::MAX);
+    transport.max_bidi_streams = FEW_STREAMS.min(config.limits.streams());
     transport
 }

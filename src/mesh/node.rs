@@ -9,6 +9,7 @@ use meshwork_proto::ports::Entropy;
 use meshwork_proto::rpc::{RpcError, Status};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
+use tracing::warn;
 
 use crate::admission::Admission;
 use crate::config::MeshConfig;
@@ -22,10 +23,10 @@ use crate::transport::Endpoint;
 /// Meshwork's version, told to peers for people to read.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Time between two rounds of upkeep. What has expired ends within it.
-const UPKEEP: Duration = Duration::from_millis(500);
-/// Rounds of upkeep between two clearings of what only takes up room.
-const CLEARING: u64 = 120;
+/// Time between two rounds of upkeep. What has expired ends within it, and so within a second.
+const UPKEEP: Duration = Duration::from_millis(900);
+/// Rounds of upkeep between two clearings of what only takes up room: a minute.
+const CLEARING: u64 = 67;
 
 /// A running node. Its tasks hold it until [`crate::Mesh::shutdown`]; handlers hold it weakly.
 pub(crate) struct Node {
@@ -74,7 +75,10 @@ impl Node {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             for round in 0u64.. {
                 ticks.tick().await;
-                self.do_round(round);
+                self.do_round();
+                if round.is_multiple_of(CLEARING) {
+                    self.clear().await;
+                }
             }
         };
         tokio::select! {
@@ -84,25 +88,34 @@ impl Node {
         }
     }
 
-    fn do_round(&self, round: u64) {
+    fn do_round(&self) {
         self.lapse();
         self.gossip.store().expire(self.credentials.now());
         self.close_idle();
         if self.gossip.is_due() {
             self.renew();
         }
-        if round.is_multiple_of(CLEARING) {
-            self.credentials.judge_own();
-            self.credentials.purge();
-            self.admission.purge(self.credentials.now());
+    }
+
+    async fn clear(&self) {
+        self.credentials.judge_own();
+        self.credentials.purge().await;
+        self.admission.purge(self.credentials.now());
+        if let Err(error) = self.credentials.save().await {
+            warn!(%error, "revocations are in force, and not stored yet");
         }
     }
 
     /// Closes connections that we dialled, did not pin, and no longer use. The other side leaves
-    /// that to us: it cannot know what we keep one for.
+    /// that to us, as it cannot know what we keep one for; unless we hold no token that holds: then
+    /// we only take up its room.
     fn close_idle(&self) {
-        for link in self.peers.all() {
-            let kept = !link.dialled || self.peers.pinned(&link.peer).is_some();
+        for link in self.peers.living() {
+            let kept = if link.dialled {
+                self.peers.pinned(&link.peer).is_some()
+            } else {
+                !link.standing.borrow().grants.is_empty()
+            };
             if !kept && link.last_use.idle() > self.config.idle && link.calls.close_if_idle() {
                 self.peers.forget(&link);
                 link.close(close_code::IDLE, "not used");

@@ -3,7 +3,7 @@
 //!
 //! `frame` cuts a stream into length-checked frames, `client` makes calls, `server` accepts and
 //! answers those of one connection, `desk` is what all of them are served from, `access` decides who
-//! may. Nothing here knows how connections come to be.
+//! may, `share` bounds what one peer holds of a node. Nothing here knows how connections come to be.
 
 mod access;
 mod client;
@@ -11,6 +11,7 @@ mod desk;
 mod frame;
 mod in_flight;
 mod server;
+mod share;
 
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ pub(crate) use client::{CallError, Outgoing, stream, unary};
 pub(crate) use desk::{Desk, LastUse};
 pub(crate) use in_flight::{Busy, InFlight};
 pub(crate) use server::{Server, Serving};
+pub(crate) use share::Share;
 
 /// Codes of connections: why one was closed.
 pub(crate) mod close_code {
@@ -66,7 +68,8 @@ pub(crate) mod stream_code {
     pub(crate) const ANSWERED: VarInt = VarInt::from_u32(0x13);
 }
 
-/// What one peer may ask of this node at a time. All bounds are per peer unless they say otherwise.
+/// What one peer may ask of this node at a time. All bounds are per peer, over all of its connections,
+/// unless they say otherwise.
 #[derive(Debug, Clone)]
 pub struct RpcLimits {
     /// Calls served at once; more are answered `backpressure`. Default 256.
@@ -74,6 +77,9 @@ pub struct RpcLimits {
     /// Bytes of request bodies held at once; more are answered `backpressure`. A peer can make this
     /// node hold so much, and no more, before its handlers see anything. Default 64 MiB.
     pub request_bytes: u32,
+    /// Bytes of large answers (64 KiB and more) that may wait for the peer to read them; a call whose
+    /// answer goes beyond it ends as `backpressure`. Default 64 MiB.
+    pub answer_bytes: u32,
     /// Largest request body and largest response item in bytes, both ways. Default 16 MiB
     /// ([`meshwork_proto::limits::MAX_FRAME`]), which is also the most.
     pub frame: usize,
@@ -83,6 +89,19 @@ pub struct RpcLimits {
     /// Time for the header of a call to arrive, and for its end after the body. A peer that opens
     /// streams and stays silent holds each for this long. Default 10 s.
     pub header_deadline: Duration,
+}
+
+/// Streams that a peer may have open on a connection that is little used: each costs memory even
+/// while there is none.
+pub(crate) const FEW_STREAMS: u32 = 16;
+
+impl RpcLimits {
+    /// Streams that a peer may have open: more than it may have calls served, so that it is told
+    /// `backpressure` in so many words.
+    pub(crate) fn streams(&self) -> u32 {
+        const PER_CALL: usize = 2;
+        u32::try_from(self.concurrent_calls.saturating_mul(PER_CALL)).unwrap_or(u32::MAX)
+    }
 }
 
 /// The time after `wait`, or one so far off that it makes no difference.
@@ -107,6 +126,7 @@ impl Default for RpcLimits {
         Self {
             concurrent_calls: 256,
             request_bytes: 64 << 20,
+            answer_bytes: 64 << 20,
             frame: meshwork_proto::limits::MAX_FRAME,
             method_calls: std::collections::BTreeMap::new(),
             header_deadline: Duration::from_secs(10),

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
+use meshwork_proto::announcement::SignedAnnouncement;
 use meshwork_proto::limits::{MAX_ANNOUNCEMENTS_PER_CALL, MAX_QUERY};
 use meshwork_proto::mesh::{
     AnnounceNodes, Find, FindNodes, Found, Inspect, MakeTicket, Ping, Pong, RevokeTokens,
@@ -32,7 +33,7 @@ pub(crate) fn router(node: &Arc<Node>) -> Router {
         if revoke.items.len() > MAX_ANNOUNCEMENTS_PER_CALL {
             return Err(RpcError::invalid("too many revocations in one call"));
         }
-        Ok(node.heed(Some(cx.peer), revoke.items)?)
+        Ok(node.heed(Some(cx.peer), revoke.items).await?)
     });
     let router = on::<FindNodes, _>(
         router,
@@ -83,11 +84,16 @@ impl Node {
             asker,
             filter: ScopeFilter::default(),
         };
-        let store = self.gossip.store();
-        let (hits, total) = store.find(&query, &view, find.limit.min(MAX_FOUND) as usize);
-        let nodes = hits.iter().filter_map(|(node, _)| store.signed(node));
+        let limit = find.limit.min(MAX_FOUND) as usize;
+        let (nodes, total): (Vec<Arc<SignedAnnouncement>>, usize) = {
+            let store = self.gossip.store();
+            let (hits, total) = store.find(&query, &view, limit);
+            let nodes = hits.iter().filter_map(|(node, _)| store.signed(node));
+            (nodes.collect(), total)
+        };
         Ok(Found {
-            nodes: nodes.map(|signed| (*signed).clone()).collect(),
+            // Copied after the store is free for others again.
+            nodes: nodes.iter().map(|signed| (**signed).clone()).collect(),
             total: total as u64,
         })
     }

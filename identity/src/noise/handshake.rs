@@ -296,12 +296,13 @@ impl Handshake {
         let claimed = claimed
             .and_then(|bytes| bytes.try_into().ok())
             .ok_or(HandshakeError::Malformed("no identity"))?;
-        let peer = NodeId::from_bytes(claimed).map_err(|_| HandshakeError::BadBinding)?;
+        let (peer, image) =
+            NodeId::with_noise_public(claimed).map_err(|_| HandshakeError::BadBinding)?;
         let seen = self
             .noise
             .get_remote_static()
             .ok_or(HandshakeError::BadBinding)?;
-        if bool::from(peer.noise_public().ct_eq(seen)) {
+        if bool::from(image.ct_eq(seen)) {
             Ok(peer)
         } else {
             Err(HandshakeError::BadBinding)

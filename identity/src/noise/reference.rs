@@ -1,19 +1,23 @@
 //! A second derivation of all keys, written from the specifications alone: Noise revision 34,
 //! RFC 5869, RFC 8446 §7.1, RFC 9001 §5, and our design page. It shares no code with the first:
-//! curve25519-dalek and sha2 instead of AWS-LC, and no snow. (AES-GCM alone is AWS-LC's in both.)
+//! curve25519-dalek instead of AWS-LC for the curve, AWS-LC instead of sha2 for what is hashed under
+//! a key, and no snow. (AES-GCM is AWS-LC's in both.)
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::digest::{Context, SHA256};
 use curve25519_dalek::MontgomeryPoint;
-use sha2::{Digest, Sha256};
 
 type Hash = [u8; 32];
 
 pub(super) fn hash(parts: &[&[u8]]) -> Hash {
-    parts
-        .iter()
-        .fold(Sha256::new(), Digest::chain_update)
-        .finalize()
-        .into()
+    let mut hash = Context::new(&SHA256);
+    for part in parts {
+        hash.update(part);
+    }
+    hash.finish()
+        .as_ref()
+        .try_into()
+        .expect("SHA-256 has 32 bytes")
 }
 
 /// RFC 2104, for keys of at most one block.

@@ -8,7 +8,7 @@ use std::{fmt, sync::Arc};
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
     agreement::{self, PrivateKey, UnparsedPublicKey, X25519},
-    digest, hmac,
+    digest,
 };
 use snow::{
     Error,
@@ -18,7 +18,7 @@ use snow::{
 };
 use zeroize::Zeroizing;
 
-use super::Entropy;
+use super::{Entropy, hmac::Hmac};
 use crate::Identity;
 
 const TAG_LEN: usize = 16;
@@ -181,8 +181,27 @@ impl Hash for Sha256 {
 
     fn hmac(&mut self, key: &[u8], data: &[u8], out: &mut [u8]) {
         // snow passes buffers of the largest hash's length; a chaining key has 32 bytes.
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &key[..32]);
-        out[..32].copy_from_slice(hmac::sign(&key, data).as_ref());
+        let tag = Hmac::new(&key[..32]).tag(&[data]);
+        out[..32].copy_from_slice(tag.as_slice());
+    }
+
+    /// Noise §4.3, with the key of all outputs prepared once.
+    fn hkdf(
+        &mut self,
+        chaining_key: &[u8],
+        input: &[u8],
+        outputs: usize,
+        out1: &mut [u8],
+        out2: &mut [u8],
+        out3: &mut [u8],
+    ) {
+        let prk = Hmac::new(Hmac::new(chaining_key).tag(&[input]).as_slice());
+        let mut last = prk.tag(&[&[1]]);
+        out1[..32].copy_from_slice(last.as_slice());
+        for (number, out) in (2..).zip([out2, out3]).take(outputs - 1) {
+            last = prk.tag(&[last.as_slice(), &[number]]);
+            out[..32].copy_from_slice(last.as_slice());
+        }
     }
 }
 

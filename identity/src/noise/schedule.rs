@@ -16,12 +16,10 @@
 
 use std::fmt;
 
-use aws_lc_rs::{
-    digest,
-    hkdf::{HKDF_SHA256, KeyType, Prk},
-    hmac,
-};
+use aws_lc_rs::digest;
 use zeroize::Zeroizing;
+
+use super::hmac::{self, Hmac};
 
 /// Goes before every label.
 const PREFIX: &[u8] = b"meshwork1 ";
@@ -77,47 +75,51 @@ pub struct PacketSecrets {
 impl Secret {
     /// Key and IV for packets under this secret.
     pub fn packet(&self, aead: Aead) -> PacketSecrets {
-        let mut iv = [0; 12];
-        self.expand(b"quic iv", b"", &mut iv);
-        PacketSecrets {
-            key: self.expand_key(b"quic key", aead.key_len()),
-            iv,
-        }
+        let prk = self.prk();
+        let (mut key, mut iv) = (Zeroizing::new(vec![0; aead.key_len()]), [0; 12]);
+        prk.expand(b"quic key", b"", &mut key);
+        prk.expand(b"quic iv", b"", &mut iv);
+        PacketSecrets { key, iv }
     }
 
     /// The header protection key (RFC 9001 §5.4). It survives key updates.
     pub fn header(&self, aead: Aead) -> Zeroizing<Vec<u8>> {
-        self.expand_key(b"quic hp", aead.key_len())
+        let mut key = Zeroizing::new(vec![0; aead.key_len()]);
+        self.prk().expand(b"quic hp", b"", &mut key);
+        key
     }
 
     /// The secret of the next key phase (RFC 9001 §6.1).
     #[must_use]
     pub fn update(&self) -> Self {
-        self.derive(b"quic ku")
+        self.prk().derive(b"quic ku")
     }
 
     /// Keying material for the layers above, as RFC 8446 §7.5. Only called on the `exp` secret.
     /// `None` if `out` is longer than HKDF can fill (8,160 bytes) or the label longer than 200 bytes.
     pub(super) fn export(&self, label: &[u8], context: &[u8], out: &mut [u8]) -> Option<()> {
-        if out.len() > 255 * 32 || label.len() > 200 {
+        if out.len() > 255 * hmac::LEN || label.len() > 200 {
             return None;
         }
         let context = digest::digest(&digest::SHA256, context);
-        self.derive(label)
-            .expand(b"exporter", context.as_ref(), out);
+        let labelled = self.prk().derive(label);
+        labelled.prk().expand(b"exporter", context.as_ref(), out);
         Some(())
     }
 
-    fn derive(&self, label: &[u8]) -> Self {
-        let mut out = Zeroizing::new([0; 32]);
-        self.expand(label, b"", out.as_mut());
-        Self(out)
+    fn prk(&self) -> Prk {
+        Prk(Hmac::new(self.0.as_slice()))
     }
+}
 
-    fn expand_key(&self, label: &[u8], length: usize) -> Zeroizing<Vec<u8>> {
-        let mut out = Zeroizing::new(vec![0; length]);
-        self.expand(label, b"", &mut out);
-        out
+/// A secret, ready for any number of expansions.
+struct Prk(Hmac);
+
+impl Prk {
+    fn derive(&self, label: &[u8]) -> Secret {
+        let mut out = Zeroizing::new([0; hmac::LEN]);
+        self.expand(label, b"", out.as_mut());
+        Secret(out)
     }
 
     /// HKDF-Expand-Label (RFC 8446 §7.1): length u16, label and context each with a length u8.
@@ -125,36 +127,29 @@ impl Secret {
         let length = u16::try_from(out.len()).expect("at most 8,160 bytes are asked for");
         let label_length = u8::try_from(PREFIX.len() + label.len()).expect("labels are short");
         let context_length = u8::try_from(context.len()).expect("contexts are empty or hashes");
-        let info: [&[u8]; 6] = [
-            &length.to_be_bytes(),
-            &[label_length],
-            PREFIX,
-            label,
-            &[context_length],
-            context,
-        ];
-        Prk::new_less_safe(HKDF_SHA256, self.0.as_slice())
-            .expand(&info, Length(out.len()))
-            .and_then(|okm| okm.fill(out))
-            .expect("the length is within HKDF's limit and equal to the buffer's");
+        let length = length.to_be_bytes();
+        // HKDF-Expand (RFC 5869 §2.3): each block is made from the one before.
+        let mut block = Zeroizing::new([0; hmac::LEN]);
+        for (number, out) in (1..=u8::MAX).zip(out.chunks_mut(hmac::LEN)) {
+            let before = if number == 1 { &[][..] } else { &block[..] };
+            block = self.0.tag(&[
+                before,
+                &length,
+                &[label_length],
+                PREFIX,
+                label,
+                &[context_length],
+                context,
+                &[number],
+            ]);
+            out.copy_from_slice(&block[..out.len()]);
+        }
     }
 }
 
 /// HKDF-Extract (RFC 5869 §2.2), which is HMAC-SHA256 under the salt.
 fn extract(salt: &[u8], ikm: &[u8]) -> Secret {
-    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, salt), ikm);
-    let mut out = Zeroizing::new([0; 32]);
-    out.copy_from_slice(tag.as_ref());
-    Secret(out)
-}
-
-/// An output length for `hkdf`.
-struct Length(usize);
-
-impl KeyType for Length {
-    fn len(&self) -> usize {
-        self.0
-    }
+    Secret(Hmac::new(salt).tag(&[ikm]))
 }
 
 /// The secrets of one packet number space, both directions.
@@ -170,7 +165,7 @@ pub struct LevelSecrets {
 
 /// Secrets of Handshake packets, from the state after message 2.
 pub(super) fn handshake_level(aead: Aead, h: &[u8], split: &[u8; 64]) -> LevelSecrets {
-    let prk = extract(h, split);
+    let prk = extract(h, split).prk();
     LevelSecrets {
         aead,
         initiator: prk.derive(b"c hs"),
@@ -180,7 +175,7 @@ pub(super) fn handshake_level(aead: Aead, h: &[u8], split: &[u8; 64]) -> LevelSe
 
 /// Secrets of 1-RTT packets and the exporter's secret, from the state after message 3.
 pub(super) fn application_level(aead: Aead, h: &[u8], split: &[u8; 64]) -> (LevelSecrets, Secret) {
-    let prk = extract(h, split);
+    let prk = extract(h, split).prk();
     let level = LevelSecrets {
         aead,
         initiator: prk.derive(b"c ap"),
@@ -208,7 +203,7 @@ impl InitialSalt {
     /// Secrets of the Initial packets that follow this first destination connection id. Their
     /// cipher is always AES-128-GCM, because nothing is negotiated yet.
     pub fn secrets(&self, connection_id: &[u8]) -> LevelSecrets {
-        let initial = extract(self.0.0.as_slice(), connection_id);
+        let initial = extract(self.0.0.as_slice(), connection_id).prk();
         LevelSecrets {
             aead: Aead::Aes128Gcm,
             initiator: initial.derive(b"c in"),
@@ -232,16 +227,12 @@ impl InitialSalt {
     }
 
     fn tag(&self, purpose: &[u8], connection_id: &[u8], packet: &[&[u8]]) -> [u8; 16] {
-        let key = self.0.derive(purpose);
-        let mut mac = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, key.0.as_slice()));
+        let key = self.0.prk().derive(purpose);
         let length = u8::try_from(connection_id.len()).expect("a connection id's length is a u8");
-        mac.update(&[length]);
-        mac.update(connection_id);
-        for part in packet {
-            mac.update(part);
-        }
+        let length = [length];
+        let parts = [&[&length[..], connection_id], packet].concat();
         let mut tag = [0; 16];
-        tag.copy_from_slice(&mac.sign().as_ref()[..16]);
+        tag.copy_from_slice(&Hmac::new(key.0.as_slice()).tag(&parts)[..16]);
         tag
     }
 }
@@ -249,5 +240,8 @@ impl InitialSalt {
 /// A key for one of a node's own uses (connection ids, stateless resets, address tokens), which
 /// stays the same over restarts: nobody else can compute it.
 pub fn local_key(noise_secret: &[u8; 32], purpose: &[u8]) -> Zeroizing<[u8; 32]> {
-    extract(b"meshwork1 local", noise_secret).derive(purpose).0
+    extract(b"meshwork1 local", noise_secret)
+        .prk()
+        .derive(purpose)
+        .0
 }

@@ -208,16 +208,26 @@ fn the_authority_repeats_what_an_admin_said() {
     assert!(held.iter().eq([(&short, &own_short)]));
 }
 
+/// Admin 1 revokes somebody, and is then revoked itself, with an earlier date: what it said was
+/// heeded, and still is after a restart.
 #[test]
-fn a_stored_set_is_restored_by_inserting() {
-    let held = revoked(&[Revoked::Node(id(2)), Revoked::Token(chain().id())]);
-    let stored: Vec<_> = held
-        .iter()
-        .map(|(_, statement)| statement.encode())
-        .collect();
-    let mut restored = Revocations::new();
-    for bytes in stored {
-        assert!(insert(&mut restored, Revocation::decode(&bytes).unwrap()).unwrap());
-    }
+fn a_stored_set_is_restored_whole() {
+    let said = RevocationNotice {
+        issued_at: later(10),
+        ..notice(Revoked::Node(id(2)))
+    };
+    let by_admin = Revocation::by_admin(&person(1), admin(Resource::any()), &said).unwrap();
+    let end = Revocation::by_authority(&person(0), &notice(Revoked::Node(id(1)))).unwrap();
+    let mut held = revoked(&[Revoked::Token(chain().id())]);
+    assert!(insert(&mut held, by_admin.clone()).unwrap());
+    assert!(insert(&mut held, end).unwrap());
+    assert!(held.holds(&by_admin));
+    assert_eq!(held.get(&said.what), Some((&said, &by_admin)));
+
+    let stored = held.iter().map(|(_, statement)| statement.encode());
+    let stored = stored.map(|bytes| Revocation::decode(&bytes).unwrap());
+    let restored = Revocations::restore(stored, NOW, CLOCK_TOLERANCE).unwrap();
     assert!(restored.iter().eq(held.iter()));
+    let other = Revocation::by_authority(&person(0), &said).unwrap();
+    assert!(!restored.holds(&other), "it says the same, and is another");
 }

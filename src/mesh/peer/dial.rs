@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use meshwork_identity::{Contact, NodeId};
+use meshwork_proto::rpc::RpcError;
 use quinn::Connection;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -33,15 +34,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long one round of dialling a pinned peer may take.
 const PINNED_DIAL: Duration = Duration::from_secs(30);
 
-/// Waits for a dial to fail. One that succeeds shows in the table of connections.
-async fn failure(dial: &mut watch::Receiver<Option<DialResult>>) -> MeshError {
-    loop {
-        if let Some(Err(error)) = &*dial.borrow_and_update() {
-            return error.clone();
-        }
-        if dial.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
+/// Waits for the end of a dial.
+async fn end(dial: &mut watch::Receiver<Option<DialResult>>) -> DialResult {
+    match dial.wait_for(Option::is_some).await {
+        Ok(result) => result.clone().expect("it was waited for"),
+        // Whoever dials says how it ended, unless it was stopped.
+        Err(_) => Err(MeshError::ShuttingDown),
     }
 }
 
@@ -71,7 +69,15 @@ impl Node {
         tokio::select! {
             biased;
             link = self.peers.connected(&node) => Ok(link),
-            error = failure(&mut dial) => Err(error),
+            end = end(&mut dial) => {
+                end?;
+                // It is in the table since, unless it has ended.
+                self.peers.get(&node).ok_or_else(|| MeshError::Greeting {
+                    node,
+                    why: RpcError::unavailable("the connection ended after the greeting")
+                        .reason("connection_lost"),
+                })
+            }
             () = sleep_until(deadline) => Err(MeshError::Timeout {
                 node,
                 after: deadline.saturating_duration_since(begun),

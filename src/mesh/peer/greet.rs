@@ -16,7 +16,7 @@ use super::Link;
 use super::table::Offer;
 use crate::error::{MeshError, TurnedAway};
 use crate::node::{Node, VERSION, alive};
-use crate::rpc::{CallError, Server, Serving, close_code};
+use crate::rpc::{CallError, Server, Serving, Share, close_code};
 use crate::transport::closed_as_unauthorized;
 
 /// How long the exchange of tokens may take.
@@ -28,26 +28,27 @@ impl Node {
     /// Starts to serve a new connection, unless its peer has too many.
     pub(crate) fn adopt(self: &Arc<Self>, conn: Connection, dialled: bool) -> Option<Arc<Link>> {
         let link = Arc::new(Link::new(conn, dialled, self.desk.limits.frame));
-        if !self.peers.enter(&link) {
+        let Some(share) = self.peers.enter(&link, &self.desk.limits) else {
             link.close(close_code::BUSY, "too many connections");
             return None;
-        }
-        self.tasks.spawn(self.clone().run(link.clone()));
+        };
+        self.tasks.spawn(self.clone().run(link.clone(), share));
         Some(link)
     }
 
     /// Serves a connection until it ends.
-    async fn run(self: Arc<Self>, link: Arc<Link>) {
+    async fn run(self: Arc<Self>, link: Arc<Link>, share: Arc<Share>) {
         let server = Server::new(
             self.desk.clone(),
             Serving {
                 conn: link.conn.clone(),
                 peer: link.peer,
+                share,
                 standing: link.standing.subscribe(),
                 expects_tokens: link.dialled,
                 calls: link.calls.clone(),
                 last_use: link.last_use.clone(),
-                own: own_methods(Arc::downgrade(&self), Arc::downgrade(&link)),
+                own: Arc::new(own_methods(Arc::downgrade(&self), Arc::downgrade(&link))),
             },
         );
         let ended = tokio::select! {
@@ -88,7 +89,7 @@ impl Node {
             debug!(peer = ?link.peer, kind, message, "the peer refuses a token of ours");
         }
         let (standing, _) = self.credentials.judge(&link.peer, &presented.tokens);
-        link.standing.send_replace(standing);
+        link.stands(standing);
         self.settle(link);
         Ok(())
     }
@@ -97,7 +98,7 @@ impl Node {
     fn take_greeting(self: &Arc<Self>, link: &Arc<Link>, present: &Present) -> Presented {
         let (standing, refused) = self.credentials.judge(&link.peer, &present.tokens);
         link.note_addresses(&present.addresses);
-        link.standing.send_replace(standing);
+        link.stands(standing);
         self.settle(link);
         Presented {
             refused,
@@ -109,6 +110,7 @@ impl Node {
     fn settle(self: &Arc<Self>, link: &Arc<Link>) {
         match self.peers.offer(link) {
             Offer::Installed => {}
+            Offer::Ended => return,
             Offer::Replaced(old) => self.retire(old),
             Offer::Superseded(old) => old.close(close_code::STALE, "dialled anew"),
             Offer::Contested(old) => {
@@ -149,6 +151,10 @@ impl Node {
     /// Presents our tokens again on every connection, as they have changed.
     pub(crate) async fn present_again(self: &Arc<Self>) {
         let links = self.peers.all();
+        // Who could not speak for itself so far has more to tell than its tokens.
+        for link in &links {
+            link.introduce_anew();
+        }
         let greetings = links.iter().map(|link| self.greet(link));
         for (link, result) in links
             .iter()

@@ -154,6 +154,20 @@ impl Link {
             .any(|grant| grant.scopes.allows(Scope::Announce))
     }
 
+    /// The peer stands so with us from now on.
+    pub(crate) fn stands(&self, standing: Standing) {
+        self.standing.send_replace(standing);
+        if !self.is_node() {
+            // Until it is one again, it misses what is told.
+            self.introduce_anew();
+        }
+    }
+
+    /// The peer is to be told all that this node knows once more.
+    pub(crate) fn introduce_anew(&self) {
+        self.introduced.store(false, Ordering::Relaxed);
+    }
+
     /// Whether the peer is a node that is to be told now what this node knows of others: once.
     pub(crate) fn is_to_be_introduced(&self) -> bool {
         self.is_node() && !self.introduced.swap(true, Ordering::Relaxed)

@@ -8,6 +8,7 @@ use meshwork_identity::{Contact, NodeId};
 use tokio::sync::watch;
 
 use super::{DialResult, Link};
+use crate::rpc::{RpcLimits, Share};
 
 /// Connections that one identity may have with us: those of a node on their way in and out, and those
 /// of a user's clients at work at the same time.
@@ -25,11 +26,18 @@ struct Table {
     /// The one in use for each peer. Both sides have greeted on it.
     links: BTreeMap<NodeId, Arc<Link>>,
     /// All living connections of each peer: those above, and others on their way up or out.
-    living: BTreeMap<NodeId, Vec<Arc<Link>>>,
+    living: BTreeMap<NodeId, Living>,
     /// Dials under way.
     dials: BTreeMap<NodeId, watch::Receiver<Option<DialResult>>>,
     /// Peers to stay connected with.
     pinned: BTreeMap<NodeId, Contact>,
+}
+
+/// The living connections of one peer.
+struct Living {
+    links: Vec<Arc<Link>>,
+    /// What they hold of us together.
+    share: Arc<Share>,
 }
 
 /// What became of a connection that was offered to the table.
@@ -43,6 +51,8 @@ pub(crate) enum Offer {
     Superseded(Arc<Link>),
     /// This one is in use and is to be preferred, if it is alive.
     Contested(Arc<Link>),
+    /// It has ended meanwhile.
+    Ended,
 }
 
 impl Peers {
@@ -58,20 +68,26 @@ impl Peers {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of a new connection. False when the peer dialled it and has too many.
-    pub(crate) fn enter(&self, link: &Arc<Link>) -> bool {
+    /// Takes note of a new connection: its peer's share of this node. None when the peer dialled it
+    /// and has too many.
+    pub(crate) fn enter(&self, link: &Arc<Link>, limits: &RpcLimits) -> Option<Arc<Share>> {
         let mut table = self.table();
-        let living = table.living.entry(link.peer).or_default();
-        let fits = link.dialled || living.len() < MAX_LINKS_PER_PEER;
-        if fits {
-            living.push(link.clone());
+        let living = table.living.entry(link.peer).or_insert_with(|| Living {
+            links: Vec::new(),
+            share: Arc::new(Share::new(limits)),
+        });
+        if !link.dialled && living.links.len() >= MAX_LINKS_PER_PEER {
+            return None;
         }
-        fits
+        living.links.push(link.clone());
+        Some(living.share.clone())
     }
 
     /// Every living connection, by node id and age.
     pub(crate) fn living(&self) -> Vec<Arc<Link>> {
-        self.table().living.values().flatten().cloned().collect()
+        let table = self.table();
+        let living = table.living.values().flat_map(|peer| &peer.links);
+        living.cloned().collect()
     }
 
     /// Offers a connection on which both sides have greeted.
@@ -82,6 +98,10 @@ impl Peers {
     pub(crate) fn offer(&self, link: &Arc<Link>) -> Offer {
         let offer = {
             let mut table = self.table();
+            let living = table.living.get(&link.peer);
+            if !living.is_some_and(|peer| peer.links.iter().any(|known| Arc::ptr_eq(known, link))) {
+                return Offer::Ended;
+            }
             match table.links.get(&link.peer).cloned() {
                 Some(old) if Arc::ptr_eq(&old, link) => return Offer::Installed,
                 Some(old) if old.dialled != link.dialled && self.prefers(&old) => {
@@ -110,8 +130,8 @@ impl Peers {
     pub(crate) fn remove(&self, link: &Arc<Link>) {
         let mut table = self.table();
         if let Some(living) = table.living.get_mut(&link.peer) {
-            living.retain(|known| !Arc::ptr_eq(known, link));
-            if living.is_empty() {
+            living.links.retain(|known| !Arc::ptr_eq(known, link));
+            if living.links.is_empty() {
                 table.living.remove(&link.peer);
             }
         }

@@ -71,9 +71,13 @@ impl Desk {
     /// A place among the calls of a method whose number is bounded.
     pub(super) fn method_place(
         &self,
-        path: &str,
+        method: &MethodInfo,
     ) -> Result<Option<OwnedSemaphorePermit>, RpcError> {
-        let Some(places) = self.methods.get(path) else {
+        if self.methods.is_empty() {
+            return Ok(None);
+        }
+        let path = method.path();
+        let Some(places) = self.methods.get(&path) else {
             return Ok(None);
         };
         match places.clone().try_acquire_owned() {

@@ -1,12 +1,12 @@
 //! Frames on a stream: a big-endian `u32` length and that many bytes. The length is compared with
-//! the bound before memory is set aside, and memory grows with what has really arrived.
+//! the bound before memory is set aside. The system lends it page by page, as bytes arrive.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 
 /// Bytes of a frame's length.
 const LENGTH: usize = 4;
-/// Most memory set aside for bytes that are announced but not here yet.
+/// Most bytes taken off a stream at a time.
 const READ_AHEAD: usize = 64 * 1024;
 /// Bodies up to this size are copied behind their header, to be written at once.
 const COPY_BELOW: usize = 4 * 1024;
@@ -81,7 +81,7 @@ impl FrameReader {
         if self.rest.len() >= len {
             return Ok(self.rest.split_to(len));
         }
-        let mut bytes = BytesMut::with_capacity(len.min(READ_AHEAD));
+        let mut bytes = BytesMut::with_capacity(len);
         while bytes.len() < len {
             if !self.fill().await? {
                 return Err(FrameError::Truncated);

@@ -2,19 +2,23 @@
 //! none begins in the same moment.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
-#[derive(Debug, Clone, Copy, Default)]
+/// Set when no call may begin any more; the bits below count the calls.
+const CLOSED: usize = 1 << (usize::BITS - 1);
+
+#[derive(Debug, Default)]
 struct State {
-    calls: usize,
-    /// No call may begin any more.
-    closed: bool,
+    calls: AtomicUsize,
+    /// The last call has ended.
+    idle: Notify,
 }
 
 /// The calls of one connection, in both directions. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct InFlight(Arc<watch::Sender<State>>);
+pub(crate) struct InFlight(Arc<State>);
 
 /// One call under way.
 #[derive(Debug)]
@@ -23,34 +27,40 @@ pub(crate) struct Busy(InFlight);
 impl InFlight {
     /// Counts a call, unless the connection is closed to new ones.
     pub(crate) fn enter(&self) -> Option<Busy> {
-        let entered = self.0.send_if_modified(|state| {
-            state.calls += usize::from(!state.closed);
-            !state.closed
-        });
-        entered.then(|| Busy(self.clone()))
+        let more = |calls| (calls & CLOSED == 0).then_some(calls + 1);
+        let entered = self.0.calls.fetch_update(SeqCst, SeqCst, more);
+        entered.ok().map(|_| Busy(self.clone()))
+    }
+
+    /// Calls under way.
+    pub(crate) fn count(&self) -> usize {
+        self.0.calls.load(SeqCst) & !CLOSED
     }
 
     /// Lets no call begin from now on if none is under way; whether that is so.
     pub(crate) fn close_if_idle(&self) -> bool {
-        self.0.send_if_modified(|state| {
-            state.closed |= state.calls == 0;
-            state.closed
-        })
+        let closed = self.0.calls.compare_exchange(0, CLOSED, SeqCst, SeqCst);
+        matches!(closed, Ok(_) | Err(CLOSED))
     }
 
     /// Waits until no call is under way, and lets none begin from then on.
     pub(crate) async fn close_when_idle(&self) {
-        let mut changes = self.0.subscribe();
-        while !self.close_if_idle() {
-            // The sender is `self`.
-            let _ = changes.wait_for(|state| state.calls == 0).await;
+        loop {
+            // Made before the look, so that no end between look and wait is missed.
+            let idle = self.0.idle.notified();
+            if self.close_if_idle() {
+                return;
+            }
+            idle.await;
         }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.0.send_modify(|state| state.calls -= 1);
+        if self.0.0.calls.fetch_sub(1, SeqCst) == 1 {
+            self.0.0.idle.notify_waiters();
+        }
     }
 }
 

@@ -3,7 +3,10 @@
 //! What a hostile peer can hold is bounded: streams by QUIC's stream limit, calls and bytes of
 //! requests by [`RpcLimits`], and every wait for the peer by a deadline.
 
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,31 +19,37 @@ use meshwork_proto::service::{
     Access, CallContext, ItemStream, MethodInfo, RawCall, RawReply, Router,
 };
 use quinn::{Connection, ConnectionError, SendStream, VarInt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::desk::{backpressure, catch_panic, catch_panics, dispatch, wrong_kind};
+use super::desk::{catch_panic, catch_panics, dispatch, wrong_kind};
 use super::frame::{FrameError, FrameReader, write_frame};
-use super::{Busy, Desk, InFlight, LastUse, Standing, stream_code, timeout_error, too_large};
+use super::{
+    Busy, Desk, FEW_STREAMS, InFlight, LastUse, Share, Standing, stream_code, timeout_error,
+    too_large,
+};
 
 /// Slowest sender of a request body that is waited for, in bytes a second.
 const SLOWEST_BODY: usize = 64 * 1024;
 /// A reader that takes nothing of the answer for so long loses the call.
 const STALLED_READER: Duration = Duration::from_mins(5);
-/// How long the peer may take to acknowledge the last bytes of an answer.
-const ACKNOWLEDGE: Duration = Duration::from_secs(30);
+/// How long the peer may take to make room for the words of a refusal.
+const LAST_WORDS: Duration = Duration::from_secs(30);
+/// Largest request to a method that is open to all, in bytes: a stranger's tokens, with room to
+/// spare. Who may be anybody shall not make us hold a member's frames.
+const OPEN_BODY: usize = 128 * 1024;
 
 /// Serves one peer over one connection.
 pub(crate) struct Server {
     desk: Arc<Desk>,
     serving: Serving,
-    places: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
 }
 
 /// A request that was read and let in.
 struct Admitted {
+    /// Where its method is served.
+    router: Arc<Router>,
     call: RawCall,
     cx: CallContext,
     deadline: Option<Instant>,
@@ -67,6 +76,7 @@ impl From<RpcError> for Ended {
 /// The answer's stream, which knows whether it stands between two frames.
 struct Answer {
     send: SendStream,
+    share: Arc<Share>,
     amid_frame: bool,
 }
 
@@ -82,24 +92,20 @@ pub(crate) struct Serving {
     /// Calls under way in both directions.
     pub(crate) calls: InFlight,
     pub(crate) last_use: Arc<LastUse>,
-    /// Methods of this connection alone; they go before those of the node.
-    pub(crate) own: Router,
+    /// What the peer holds of this node, over all of its connections.
+    pub(crate) share: Arc<Share>,
+    /// Methods of the `mesh` service that are about this connection; they go before those of the node.
+    pub(crate) own: Arc<Router>,
 }
 
 impl Server {
     pub(crate) fn new(desk: Arc<Desk>, serving: Serving) -> Arc<Self> {
-        let places = Arc::new(Semaphore::new(desk.limits.concurrent_calls));
-        let bytes = Arc::new(Semaphore::new(desk.limits.request_bytes as usize));
-        Arc::new(Self {
-            desk,
-            serving,
-            places,
-            bytes,
-        })
+        Arc::new(Self { desk, serving })
     }
 
     /// Serves until the connection ends; why it ended.
     pub(crate) async fn run(self: Arc<Self>) -> ConnectionError {
+        let mut few_streams = true;
         loop {
             tokio::select! {
                 biased;
@@ -107,6 +113,11 @@ impl Server {
                     Ok((send, recv)) => {
                         // Their number is bounded by the stream limit of the connection.
                         self.accept(send, FrameReader::new(recv));
+                        if few_streams && self.is_busy() {
+                            few_streams = false;
+                            let streams = self.desk.limits.streams().into();
+                            self.serving.conn.set_max_concurrent_bi_streams(streams);
+                        }
                     }
                     Err(error) => return error,
                 },
@@ -116,6 +127,12 @@ impl Server {
                 },
             }
         }
+    }
+
+    /// Whether the peer, no stranger, has need of more than [`FEW_STREAMS`].
+    fn is_busy(&self) -> bool {
+        self.serving.calls.count() >= FEW_STREAMS as usize / 2
+            && self.serving.standing.borrow().presented
     }
 
     fn accept(self: &Arc<Self>, mut send: SendStream, mut reader: FrameReader) {
@@ -133,26 +150,26 @@ impl Server {
     async fn serve(self: Arc<Self>, send: SendStream, mut reader: FrameReader, _busy: Busy) {
         let mut answer = Answer {
             send,
+            share: self.serving.share.clone(),
             amid_frame: false,
         };
-        let ended = match self.places.try_acquire() {
+        let ended = match self.serving.share.call() {
             Ok(_place) => self.call(&mut answer, &mut reader).await,
-            Err(_) => Err(Ended::Failed(backpressure(format!(
-                "this node serves {} calls of a peer at a time",
-                self.desk.limits.concurrent_calls
-            )))),
+            Err(error) => Err(error.into()),
         };
         let finished = answer.close(ended).await;
         reader.stop(stream_code::ANSWERED);
-        // The connection must not be closed before the answer has arrived.
+        // The connection must not be closed as unused before the answer has arrived: the caller
+        // would make the call again. However slow it reads, this ends with the connection.
         if finished {
-            let _ = timeout(ACKNOWLEDGE, answer.send.stopped()).await;
+            let _ = answer.send.stopped().await;
         }
     }
 
     async fn call(&self, answer: &mut Answer, reader: &mut FrameReader) -> Result<(), Ended> {
         let admitted = self.admit(reader).await?;
         let Admitted {
+            router,
             call,
             cx,
             deadline,
@@ -160,13 +177,18 @@ impl Server {
             _place,
         } = admitted;
         let method = call.method;
-        match self.dispatch(&call, cx)? {
+        match dispatch(&router, &call, cx)? {
             RawReply::Unary(work) => {
-                let stopped = answer.send.stopped();
-                let end = &self.desk.stopping;
-                let item = self
-                    .guard(stopped, &method, deadline, end, catch_panic(method, work))
-                    .await??;
+                let mut work = pin!(catch_panic(method, work));
+                // Most handlers are done at once: then there is nothing to guard.
+                let item = match poll_once(work.as_mut()).await {
+                    Poll::Ready(item) => item?,
+                    Poll::Pending => {
+                        let stopped = answer.send.stopped();
+                        let end = &self.desk.stopping;
+                        self.guard(stopped, &method, deadline, end, work).await??
+                    }
+                };
                 answer.item(item, self.desk.limits.frame).await
             }
             RawReply::Stream(work) => {
@@ -190,7 +212,7 @@ impl Server {
         if self.desk.draining.is_cancelled() {
             return Err(shutting_down().into());
         }
-        let method = self.find(&header.service, &header.method)?;
+        let (router, method) = self.find(&header.service, &header.method)?;
         if header.kind != method.kind {
             return Err(wrong_kind(&method).into());
         }
@@ -201,9 +223,13 @@ impl Server {
             &self.desk.local,
             self.desk.clock.now(),
         )?;
-        let place = self.desk.method_place(&header.path())?;
+        let place = self.desk.method_place(&method)?;
         let deadline = header.deadline().and_then(|left| arrived.checked_add(left));
-        let (body, held) = self.body(reader, deadline).await?;
+        let largest = match method.access {
+            Access::Open => OPEN_BODY.min(self.desk.limits.frame),
+            Access::Member | Access::Call | Access::Admin => self.desk.limits.frame,
+        };
+        let (body, held) = self.body(reader, largest, deadline).await?;
         if method.service != meshwork_proto::mesh::SERVICE {
             self.serving.last_use.touch();
         }
@@ -213,6 +239,7 @@ impl Server {
             trace: header.trace,
         };
         Ok(Admitted {
+            router,
             call: RawCall {
                 method,
                 codec: header.codec,
@@ -233,17 +260,15 @@ impl Server {
         })
     }
 
-    fn find(&self, service: &str, name: &str) -> Result<MethodInfo, RpcError> {
-        let own = self.serving.own.find(service, name);
-        own.or_else(|_| self.desk.router().find(service, name))
-    }
-
-    fn dispatch(&self, call: &RawCall, cx: CallContext) -> Result<RawReply, RpcError> {
-        let MethodInfo { service, name, .. } = call.method;
-        match self.serving.own.find(service, name) {
-            Ok(_) => dispatch(&self.serving.own, call, cx),
-            Err(_) => dispatch(&self.desk.router(), call, cx),
+    fn find(&self, service: &str, name: &str) -> Result<(Arc<Router>, MethodInfo), RpcError> {
+        if service == meshwork_proto::mesh::SERVICE
+            && let Ok(method) = self.serving.own.find(service, name)
+        {
+            return Ok((self.serving.own.clone(), method));
         }
+        let router = self.desk.router();
+        let method = router.find(service, name)?;
+        Ok((router, method))
     }
 
     async fn header(
@@ -273,28 +298,18 @@ impl Server {
     async fn body(
         &self,
         reader: &mut FrameReader,
+        largest: usize,
         deadline: Option<Instant>,
     ) -> Result<(Bytes, OwnedSemaphorePermit), Ended> {
-        let limits = &self.desk.limits;
-        let patience = limits.header_deadline;
+        let patience = self.desk.limits.header_deadline;
         let late = |_| Ended::Failed(timeout_error());
-        let length = timeout(patience, reader.length(limits.frame))
+        let length = timeout(patience, reader.length(largest))
             .await
             .map_err(late)?;
         let length = length
             .map_err(|error| unreadable(&error))?
             .ok_or_else(|| malformed(&"it has no body"))?;
-        let permits = u32::try_from(length).expect("frames are bounded far below 4 GiB");
-        let held = self
-            .bytes
-            .clone()
-            .try_acquire_many_owned(permits)
-            .map_err(|_| {
-                backpressure(format!(
-                    "this node holds {} bytes of a peer's requests at a time",
-                    limits.request_bytes
-                ))
-            })?;
+        let held = self.serving.share.request(length)?;
         let slowest = Duration::from_secs((length / SLOWEST_BODY) as u64);
         let by = Instant::now() + patience + slowest;
         let by = deadline.map_or(by, |deadline| deadline.min(by));
@@ -389,6 +404,8 @@ impl Answer {
         if item.len() > max {
             return Err(too_large("the answer", item.len(), max).into());
         }
+        let share = self.share.clone();
+        let _room = share.answer(&item)?;
         self.frame(ReplyTag::Item, item).await
     }
 
@@ -414,7 +431,7 @@ impl Answer {
             }),
             Err(Ended::Failed(error)) => {
                 let body = codec::encode(&error).into();
-                let told = timeout(ACKNOWLEDGE, self.frame(ReplyTag::Error, body)).await;
+                let told = timeout(LAST_WORDS, self.frame(ReplyTag::Error, body)).await;
                 (!matches!(told, Ok(Ok(())))).then_some(stream_code::CANCELLED)
             }
         };
@@ -427,6 +444,11 @@ impl Answer {
             None => self.send.finish().is_ok(),
         }
     }
+}
+
+/// Polls `work` a single time.
+async fn poll_once<F: Future>(mut work: Pin<&mut F>) -> Poll<F::Output> {
+    poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await
 }
 
 fn shutting_down() -> RpcError {

@@ -83,10 +83,11 @@ pub struct TransportConfig {
     /// Round-trip time assumed before the first sample. Default: 100 ms, which triples the speed of
     /// recovery from a lost first packet against RFC 9002's 333 ms.
     pub initial_rtt: Duration,
-    /// Bidirectional streams that a peer may have open. Default: 256. Each costs some hundred bytes
-    /// while idle, so a member can hold about 100 KiB with them before flow control counts.
+    /// Bidirectional streams that a peer may have open. Default: 16. Each allowed one costs some 70
+    /// bytes even on an idle connection; whoever serves a busy peer raises the limit of its
+    /// connection (`set_max_concurrent_bi_streams`).
     pub max_bidi_streams: u32,
-    /// Unidirectional streams that a peer may have open. Default: 64.
+    /// Unidirectional streams that a peer may have open. Default: 4.
     pub max_uni_streams: u32,
     /// Bytes that a peer may send on one stream before we read them. Default: 1 MiB.
     pub stream_receive_window: u32,
@@ -134,8 +135,8 @@ impl TransportConfig {
             mtu_upper_bound: 1452,
             socket_buffer: SOCKET_BUFFER,
             initial_rtt: Duration::from_millis(100),
-            max_bidi_streams: 256,
-            max_uni_streams: 64,
+            max_bidi_streams: 16,
+            max_uni_streams: 4,
             stream_receive_window: 1 << 20,
             receive_window: 8 << 20,
             send_window: 8 << 20,

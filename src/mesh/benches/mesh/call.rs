@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use meshwork_proto::limits::MAX_FRAME;
-use quinn::Connection;
+use quinn::{Connection, VarInt};
 use tokio::net::UdpSocket;
 
 use crate::Scale;
@@ -22,6 +22,8 @@ use crate::stack::{LOOPBACK, Pair, Setup, Stack};
 
 /// Bytes of a small call's body.
 const SMALL: usize = 64;
+/// Streams that a bare listener allows.
+const MANY_STREAMS: u32 = 256;
 
 /// Whoever makes calls.
 #[derive(Debug, Clone)]
@@ -65,7 +67,7 @@ impl Sides {
         let nodes = Nodes::start(&lanes);
         let node = Side::Node(nodes.caller.clone());
         let pairs = [Stack::Noise, Stack::Tls, Stack::Null]
-            .map(|stack| stack.pair(&lanes, Setup::default(), echo::serve));
+            .map(|stack| stack.pair(&lanes, Setup::default(), serve_many));
         let [noise, tls, null] = pairs
             .each_ref()
             .map(|pair| Side::Bare(pair.connect(&lanes)));
@@ -97,6 +99,12 @@ impl Sides {
             make(call, count, in_flight).await
         })
     }
+}
+
+/// Answers calls, as many at a time as a node of ours would.
+async fn serve_many(connection: Connection) {
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(MANY_STREAMS));
+    echo::serve(connection).await;
 }
 
 impl Side {

@@ -10,7 +10,7 @@ use meshwork_identity::{
     Identity, Resource, Revocation, RevocationNotice, Revoked, Scope, Timestamp, Token,
     TokenRequest, Warrant,
 };
-use meshwork_mesh::{FileState, Mesh, MeshError, TurnedAway};
+use meshwork_mesh::{FileState, Mesh, MeshError, StateStore, TurnedAway};
 use meshwork_proto::ports::Trust;
 use meshwork_proto::rpc::{Codec, Kind, RpcError, Status};
 use meshwork_proto::service::{
@@ -231,6 +231,35 @@ async fn revocations_spread_and_reach_who_comes_later() {
 }
 
 #[tokio::test]
+async fn a_revocation_that_cannot_be_stored_is_in_force() {
+    /// A disk that has become read-only.
+    struct ReadOnly;
+    impl StateStore for ReadOnly {
+        fn get(&self, _: &str) -> std::io::Result<Option<Vec<u8>>> {
+            Ok(None)
+        }
+        fn put(&self, _: &str, _: &[u8]) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::ReadOnlyFilesystem.into())
+        }
+    }
+    let cluster = Cluster::new();
+    let config = cluster.config(2, vec![cluster.node_token(2)]);
+    let env = cluster.env(2, Arc::new(ReadOnly));
+    let server = Mesh::start(config, env, probe::router()).unwrap();
+    let token = cluster.issue(with(|_| ()));
+    let client = cluster.start(1, vec![token.clone()], Router::new());
+    connect(&client, &server).await;
+    let revocation = cluster.revocation(Revoked::Token(token.id()));
+    for _ in 0..2 {
+        let error = server.revoke(revocation.clone()).await.unwrap_err();
+        assert!(matches!(error, MeshError::State { .. }), "{error}");
+    }
+    let result = call::<Echo>(&client, server.node_id(), &Bytes::new(), patiently()).await;
+    assert_eq!(result.unwrap_err().reason, "revoked");
+    stop(&[&client, &server]).await;
+}
+
+#[tokio::test]
 async fn only_authority_and_admins_revoke() {
     let cluster = Cluster::new();
     let node = cluster.node(1, Router::new());
@@ -244,10 +273,19 @@ async fn only_authority_and_admins_revoke() {
     };
     let error = node.revoke(by(cluster.node_token(3))).await.unwrap_err();
     assert!(matches!(error, MeshError::Revocation(_)), "{error}");
+
+    let client = cluster.node(3, Router::new());
+    connect(&client, &node).await;
+    let items = vec![by(cluster.node_token(3))];
+    let revoke = mesh::Revoke { items };
+    let told = call::<mesh::RevokeTokens>(&client, node.node_id(), &revoke, patiently()).await;
+    let error = told.unwrap_err();
+    assert_eq!((error.status, &*error.reason), (Status::Denied, "revocation"));
+
     node.revoke(by(cluster.token(3, &[Scope::Admin])))
         .await
         .unwrap();
-    stop(&[&node]).await;
+    stop(&[&client, &node]).await;
 }
 
 #[tokio::test]

@@ -247,6 +247,20 @@ async fn many_may_join_from_one_address() {
     stop(&[&issuer]).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_whole_rack_may_join_at_once() {
+    let cluster = Cluster::new();
+    let issuer = issuer(&cluster);
+    let ticket = ticket(&issuer, "agent", 16).await;
+    let nodes: Vec<Mesh> = (2..18).map(|n| newcomer(&cluster, n, &ticket)).collect();
+    let joins = nodes.iter().map(|node| node.join(&ticket, "a"));
+    for joined in futures_util::future::join_all(joins).await {
+        joined.unwrap();
+    }
+    stop(&nodes.iter().collect::<Vec<_>>()).await;
+    stop(&[&issuer]).await;
+}
+
 #[tokio::test]
 async fn only_what_the_issuer_has_can_be_given() {
     let cluster = Cluster::new();

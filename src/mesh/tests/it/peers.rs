@@ -328,6 +328,52 @@ async fn clients_that_share_an_identity_each_keep_their_connection() {
 }
 
 #[test]
+fn a_connection_that_ends_while_it_is_contested_is_not_used() {
+    // One of the two has the older connection preferred, and asks it for a sign of life. The end of
+    // the newer comes before or after the answer, as chance has it.
+    for (seed, first) in (0..40).zip([1, 2].into_iter().cycle()) {
+        let second = 3 - first;
+        let sim = Sim::new(seed, LinkModel::default());
+        let net = sim.net();
+        sim.block_on(async {
+            let cluster = Cluster::simulated(&net);
+            let stays = cluster.node(first, Router::new());
+            let leaves = cluster.node(second, Router::new());
+            connect(&stays, &leaves).await;
+            net.partition(sim_addr(first), sim_addr(second));
+            leaves.shutdown(Duration::ZERO).await;
+            drop(leaves);
+            cluster.released(second).await;
+            net.heal(sim_addr(first), sim_addr(second));
+            let again = cluster.node(second, Router::new());
+            connect(&again, &stays).await;
+            stop(&[&again]).await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert!(!linked(&stays, node_id(second)), "it has gone");
+            assert_eq!(stays.open_connections(), 0);
+            stop(&[&stays]).await;
+        });
+    }
+}
+
+#[test]
+fn who_holds_no_token_and_does_nothing_is_dropped() {
+    let sim = Sim::new(1, LinkModel::default());
+    let net = sim.net();
+    sim.block_on(async {
+        let cluster = Cluster::simulated(&net);
+        let hub = cluster.node(1, Router::new());
+        let stranger = cluster.start(2, vec![], Router::new());
+        // It would stay, and dial again later and later.
+        stranger.pin(contact(&hub));
+        until("it is there", || linked(&hub, stranger.node_id())).await;
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        until("it is dropped", || !linked(&hub, stranger.node_id())).await;
+        stop(&[&hub, &stranger]).await;
+    });
+}
+
+#[test]
 fn who_does_not_greet_is_dropped() {
     const NO_GREETING: u32 = 6;
     let sim = Sim::new(1, LinkModel::default());

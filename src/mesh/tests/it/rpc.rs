@@ -289,6 +289,40 @@ async fn more_calls_than_allowed_are_told_backpressure() {
 }
 
 #[tokio::test]
+async fn a_second_connection_is_no_second_share() {
+    let cluster = Cluster::new();
+    let mut config = cluster.config(2, vec![cluster.node_token(2)]);
+    config.limits.concurrent_calls = 1;
+    let server = cluster.start_with(2, config, probe::router());
+    let one = ByHand::dial(&cluster, 1, &server).await;
+    let other = ByHand::dial(&cluster, 1, &server).await;
+    let (_send, mut started) = one.request(&header::<Quiet>(), &codec::encode(&())).await;
+    assert_eq!(reply(&mut started).await.unwrap().0, ReplyTag::Started);
+    let (_send, mut recv) = other
+        .request(&header::<Echo>(), &codec::encode(&Bytes::new()))
+        .await;
+    assert_eq!(refusal(&mut recv).await.status, Status::Backpressure);
+    assert_eq!(server.open_connections(), 2, "both are there");
+    stop(&[&server]).await;
+}
+
+#[tokio::test]
+async fn strangers_cannot_make_a_node_hold_large_requests() {
+    let cluster = Cluster::new();
+    let server = cluster.node(2, probe::router());
+    let stranger = ByHand::dial_silently(&cluster, 1, &server).await;
+    let (mut send, mut recv) = stranger.open(&header::<PresentTokens>()).await;
+    // The bytes themselves never come: the length is enough.
+    send.write_all(&(1u32 << 20).to_be_bytes()).await.unwrap();
+    let error = refusal(&mut recv).await;
+    assert_eq!(
+        (error.status, &*error.reason),
+        (Status::Invalid, "too_large")
+    );
+    stop(&[&server]).await;
+}
+
+#[tokio::test]
 async fn a_method_can_have_a_bound_of_its_own() {
     let cluster = Cluster::new();
     let mut config = cluster.config(2, vec![cluster.node_token(2)]);
