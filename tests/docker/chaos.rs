@@ -196,8 +196,12 @@ impl Round {
 
     /// Whether the command has said that there is a session.
     fn acknowledged(&self, out: &str, err: &str) -> bool {
-        let told = if self.attached { err } else { out };
-        told.lines().any(|line| line.starts_with("s-"))
+        let (told, start) = if self.attached {
+            (err, "job s-")
+        } else {
+            (out, "s-")
+        };
+        told.lines().any(|line| line.starts_with(start))
     }
 
     /// Waits until an attached command has begun to follow its session, or has failed.

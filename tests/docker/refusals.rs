@@ -200,7 +200,7 @@ fn a_token_holds_on_its_node_within_its_limits_and_for_its_owners_sessions() {
     ]);
     run(&user, &["token", "use", token.trim()]).ok();
     run(&user, &small(&["--gpu", "1"], "true")).ok();
-    run(&user, &small(&["--gpu", "2"], "true")).fails(3, "E302", &["at most 1 GPUs"]);
+    run(&user, &small(&["--gpu", "2"], "true")).fails(3, "E302", &["at most 1 gpu"]);
     run(&user, &["run", docker::IMAGE]).fails(3, "E302", &["memory"]);
 
     // The manager may be called, but kernels made only on another node than the one there is.
@@ -213,7 +213,7 @@ fn a_token_holds_on_its_node_within_its_limits_and_for_its_owners_sessions() {
         now(),
     );
     run(&user, &["node", "ls"]).ok();
-    run(&user, &small(&[], "true")).fails(2, "E201", &["box", "agent/kernel.create"]);
+    run(&user, &small(&[], "true")).fails(3, "E302", &["agent/kernel.create"]);
 
     let session = mesh
         .ok(&small(&["-d", "--name", "mine"], "sleep 60"))
