@@ -171,7 +171,7 @@ fn scopes_of_all(roles: &str) -> Result<Scopes, RpcError> {
         let needs = scopes_of(role).ok_or_else(|| {
             RpcError::invalid(format!("`{role}` is no role to invite"))
                 .reason("role")
-                .fix("use agent, manager, relay, storage or user")
+                .fix("use agent, manager or user")
         })?;
         needs.iter().for_each(|scope| scopes.insert(scope));
     }

@@ -115,7 +115,12 @@ impl fmt::Display for Tried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (addr, error)) in self.0.iter().enumerate() {
             let separator = if index == 0 { "" } else { "; " };
-            write!(f, "{separator}{addr}: {error}")?;
+            let error = error.to_string();
+            if error.contains(&addr.to_string()) {
+                write!(f, "{separator}{error}")?;
+            } else {
+                write!(f, "{separator}{addr}: {error}")?;
+            }
         }
         Ok(())
     }

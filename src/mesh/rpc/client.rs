@@ -9,7 +9,7 @@ use meshwork_proto::service::{ItemStream, RawCall};
 use quinn::{Connection, ConnectionError, ReadError, SendStream, WriteError};
 use tokio::time::{Instant, timeout_at};
 
-use super::frame::{FrameError, FrameReader, framed, write_frame};
+use super::frame::{FrameError, FrameReader, opening, write_frame};
 use super::{Busy, close_code, stream_code, timeout_error, too_large};
 
 /// How a call failed.
@@ -188,8 +188,7 @@ impl Request {
             idempotency_key: call.options.idempotency_key,
             trace: call.options.trace,
         });
-        let mut lead = vec![STREAM_RPC];
-        lead.extend_from_slice(&framed(&header));
+        let lead = opening(STREAM_RPC, &header);
         match write_frame(&mut request.send, &lead, &[], call.body.clone()).await {
             Ok(()) => {
                 // Fails only when the peer has stopped reading; its answer says why.

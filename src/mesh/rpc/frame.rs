@@ -114,7 +114,7 @@ impl FrameReader {
     }
 }
 
-/// Appends a frame to `out`: its length, `prefix` and `body`.
+/// Appends the head of a frame to `out`: its length, with that of the `body` to follow, and `prefix`.
 fn put_head(out: &mut BytesMut, prefix: &[u8], body: usize) {
     let len = u32::try_from(prefix.len() + body).expect("bodies are bounded far below 4 GiB");
     out.put_u32(len);
@@ -143,10 +143,10 @@ pub(crate) async fn write_frame(
     send.write_all_chunks(&mut [head.freeze(), body]).await
 }
 
-/// The bytes of a frame around `body`.
-pub(crate) fn framed(body: &[u8]) -> BytesMut {
-    let mut out = BytesMut::with_capacity(LENGTH + body.len());
-    put_head(&mut out, &[], body.len());
-    out.put_slice(body);
+/// The first byte of a stream and its first frame.
+pub(crate) fn opening(kind: u8, body: &[u8]) -> BytesMut {
+    let mut out = BytesMut::with_capacity(1 + LENGTH + body.len());
+    out.put_u8(kind);
+    put_head(&mut out, body, 0);
     out
 }

@@ -154,7 +154,8 @@ impl Server {
             amid_frame: false,
         };
         let ended = match self.serving.share.call() {
-            Ok(_place) => self.call(&mut answer, &mut reader).await,
+            // Large, and moved several times on its way into a task unless it stays in place.
+            Ok(_place) => Box::pin(self.call(&mut answer, &mut reader)).await,
             Err(error) => Err(error.into()),
         };
         let finished = answer.close(ended).await;
@@ -303,7 +304,8 @@ impl Server {
     ) -> Result<(Bytes, OwnedSemaphorePermit), Ended> {
         let patience = self.desk.limits.header_deadline;
         let late = |_| Ended::Failed(timeout_error());
-        let length = timeout(patience, reader.length(largest))
+        let now = Instant::now();
+        let length = timeout_at(now + patience, reader.length(largest))
             .await
             .map_err(late)?;
         let length = length
@@ -311,7 +313,7 @@ impl Server {
             .ok_or_else(|| malformed(&"it has no body"))?;
         let held = self.serving.share.request(length)?;
         let slowest = Duration::from_secs((length / SLOWEST_BODY) as u64);
-        let by = Instant::now() + patience + slowest;
+        let by = now + patience + slowest;
         let by = deadline.map_or(by, |deadline| deadline.min(by));
         let read = async {
             let body = reader.exact(length).await?;
@@ -386,17 +388,19 @@ impl Server {
 impl Answer {
     async fn frame(&mut self, tag: ReplyTag, body: Bytes) -> Result<(), Ended> {
         self.amid_frame = true;
-        match timeout(
-            STALLED_READER,
-            write_frame(&mut self.send, &[], &[tag as u8], body),
-        )
-        .await
-        {
-            Ok(Ok(())) => {
+        let tag = [tag as u8];
+        let mut write = pin!(write_frame(&mut self.send, &[], &tag, body));
+        // Most answers are taken at once: then there is nobody to wait for.
+        let written = match poll_once(write.as_mut()).await {
+            Poll::Ready(written) => Some(written),
+            Poll::Pending => timeout(STALLED_READER, write).await.ok(),
+        };
+        match written {
+            Some(Ok(())) => {
                 self.amid_frame = false;
                 Ok(())
             }
-            Ok(Err(_)) | Err(_) => Err(Ended::Reset(stream_code::CANCELLED)),
+            Some(Err(_)) | None => Err(Ended::Reset(stream_code::CANCELLED)),
         }
     }
 

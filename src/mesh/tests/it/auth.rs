@@ -280,7 +280,10 @@ async fn only_authority_and_admins_revoke() {
     let revoke = mesh::Revoke { items };
     let told = call::<mesh::RevokeTokens>(&client, node.node_id(), &revoke, patiently()).await;
     let error = told.unwrap_err();
-    assert_eq!((error.status, &*error.reason), (Status::Denied, "revocation"));
+    assert_eq!(
+        (error.status, &*error.reason),
+        (Status::Denied, "revocation")
+    );
 
     node.revoke(by(cluster.token(3, &[Scope::Admin])))
         .await

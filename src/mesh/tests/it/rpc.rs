@@ -323,6 +323,22 @@ async fn strangers_cannot_make_a_node_hold_large_requests() {
 }
 
 #[tokio::test]
+async fn a_busy_peer_gets_more_streams_than_an_idle_one_has() {
+    let cluster = Cluster::new();
+    let server = cluster.node(2, probe::router());
+    let client = cluster.node(1, Router::new());
+    connect(&client, &server).await;
+    let mut quiet = Vec::new();
+    for _ in 0..100 {
+        let one = stream::<Quiet>(&client, server.node_id(), &(), patiently());
+        quiet.push(one.await.unwrap());
+    }
+    works(&client, &server).await;
+    drop(quiet);
+    stop(&[&client, &server]).await;
+}
+
+#[tokio::test]
 async fn a_method_can_have_a_bound_of_its_own() {
     let cluster = Cluster::new();
     let mut config = cluster.config(2, vec![cluster.node_token(2)]);

@@ -1,7 +1,7 @@
 //! Recorded sessions with fixed ephemeral keys, derived a second time from the specifications.
 //!
 //! A deliberate change of the protocol changes `vectors/noise-*.txt`: run the test with
-//! `MESHWORK_BLESS=1` and look at the difference.
+//! `BLESS=1` and look at the difference.
 
 use std::fmt::Write;
 
@@ -216,7 +216,7 @@ fn check(aead: Aead, file: &str) {
     }
     assert!(first == second, "one record is longer");
     let path = format!("{}/vectors/{file}", env!("CARGO_MANIFEST_DIR"));
-    if std::env::var_os("MESHWORK_BLESS").is_some() {
+    if std::env::var_os("BLESS").is_some() {
         std::fs::write(&path, &first.0).unwrap();
     }
     let committed = std::fs::read_to_string(&path).unwrap();
