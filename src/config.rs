@@ -11,6 +11,10 @@ use meshwork_proto::kernel::is_name;
 use meshwork_proto::limits::MAX_NAME;
 use serde::{Deserialize, Deserializer, de};
 
+/// Most tags of a node, and most characters of one: more would hardly fit into an announcement.
+const MAX_TAGS: usize = 64;
+const MAX_TAG: usize = 64;
+
 /// The file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -20,6 +24,7 @@ pub(crate) struct Config {
     pub name: Option<String>,
     /// What the node does. Default: what it joined as; where `init` ran: manager, and agent when a
     /// container backend answers.
+    #[serde(deserialize_with = "roles")]
     pub roles: Option<BTreeSet<Role>>,
     /// The UDP socket. Default `[::]:4460`: every address of the machine, both families. Outsiders
     /// without the pre-shared key get no answer from it.
@@ -28,6 +33,7 @@ pub(crate) struct Config {
     /// forwarding). Default: none.
     pub advertise: Vec<SocketAddr>,
     /// Labels that queries and tokens can ask for (`tags has "lab-a"`). Default: none.
+    #[serde(deserialize_with = "tags")]
     pub tags: BTreeSet<String>,
     /// Region name for queries. Default: none.
     pub region: Option<String>,
@@ -101,6 +107,41 @@ fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D:
         .map_err(de::Error::custom)
 }
 
+/// Roles that a node can have; a [`Role`] may be one of a later version.
+pub(crate) fn role(text: &str) -> Result<Role, String> {
+    match text.parse() {
+        Ok(role @ (Role::Agent | Role::Manager)) => Ok(role),
+        Ok(role) => Err(format!(
+            "this version cannot be a {role} yet: use agent and manager"
+        )),
+        Err(_) => Err(format!("`{text}` is no role: use agent and manager")),
+    }
+}
+
+fn roles<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BTreeSet<Role>>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let roles: Result<_, String> = texts.iter().map(|text| role(text)).collect();
+    roles.map(Some).map_err(de::Error::custom)
+}
+
+/// Tags that both queries and tokens can name.
+fn tags<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeSet<String>, D::Error> {
+    let tags = BTreeSet::<String>::deserialize(deserializer)?;
+    let fits = |tag: &String| {
+        (1..=MAX_TAG).contains(&tag.len()) && tag.bytes().all(|b| b.is_ascii_graphic() && b != b',')
+    };
+    if let Some(tag) = tags.iter().find(|tag| !fits(tag)) {
+        return Err(de::Error::custom(format!(
+            "`{}` is no tag: 1 to {MAX_TAG} visible ASCII characters without commas",
+            tag.escape_debug()
+        )));
+    }
+    if tags.len() > MAX_TAGS {
+        return Err(de::Error::custom(format!("at most {MAX_TAGS} tags")));
+    }
+    Ok(tags)
+}
+
 fn from_text<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -136,6 +177,16 @@ mod tests {
         assert_eq!(manager.roles, Some([Role::Manager].into()));
     }
 
+    #[test]
+    fn tags_are_few_and_short() {
+        let parse = |tags: Vec<String>| toml::from_str::<Config>(&format!("tags = {tags:?}"));
+        let many = |n: usize| (0..n).map(|i| format!("t{i}")).collect();
+        assert_eq!(parse(many(MAX_TAGS)).unwrap().tags.len(), MAX_TAGS);
+        assert!(parse(many(MAX_TAGS + 1)).is_err());
+        assert!(parse(vec!["x".repeat(MAX_TAG)]).is_ok());
+        assert!(parse(vec!["x".repeat(MAX_TAG + 1)]).is_err());
+    }
+
     #[tokio::test]
     async fn the_pretended_gpus_are_found() {
         let mut agent = meshwork_agent::AgentConfig::new("unused");
@@ -167,6 +218,11 @@ mod tests {
             "lisen = \"[::]:1\"",
             "name = \"Attic\"",
             "subnet = \"1.2.3.4.5\"",
+            "roles = [\"relay\"]",
+            "tags = [\"\"]",
+            "tags = [\"a b\"]",
+            "tags = [\"a,b\"]",
+            "tags = [\"a\\u0007\"]",
             "[agent]\nreserved_memory = \"2 apples\"",
         ] {
             assert!(toml::from_str::<Config>(wrong).is_err(), "{wrong}");

@@ -11,9 +11,10 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use meshwork_identity::{
@@ -38,6 +39,12 @@ pub(crate) enum HomeError {
     /// There is one already.
     #[error("there is a mesh in {} already", .0.display())]
     Exists(PathBuf),
+    /// There is no node: only a user joined here.
+    #[error("nothing to run here: only a user joined the mesh in {}", .0.display())]
+    NoNode(PathBuf),
+    /// There is this node or user already.
+    #[error("{} has a {} of this mesh already", .0.display(), .1.name())]
+    Joined(PathBuf, Who),
     /// There is no user.
     #[error("there is no user of a mesh in {}", .0.display())]
     NoUser(PathBuf),
@@ -186,8 +193,11 @@ impl Home {
         self.write_toml("contacts.toml", contacts)
     }
 
-    /// The node that runs from here, unless it has ended.
+    /// The node that runs from here, unless it has ended. Looking makes no folder.
     pub(crate) fn running(&self) -> Result<Option<RunFile>, HomeError> {
+        if !self.path("run/lock").exists() {
+            return Ok(None);
+        }
         match self.lock() {
             Ok(_free) => Ok(None),
             // Without the right to lock, another user's node is what the file says.
@@ -201,9 +211,25 @@ impl Home {
         let path = self.path("run/node.addr");
         let temporary = self.path("run/node.addr.tmp");
         let text = toml::to_string(run).expect("our own plain structs have a TOML form");
-        fs::create_dir_all(self.path("run"))
-            .and_then(|()| fs::write(&temporary, text))
+        self.make_run_folder()?;
+        fs::write(&temporary, text)
             .and_then(|()| fs::rename(&temporary, &path))
+            .map_err(|source| HomeError::Io { path, source })
+    }
+
+    /// Forgets where a node listens.
+    pub(crate) fn forget_running(&self) {
+        // A file that stays is harmless: without the lock it names no running node.
+        let _ = fs::remove_file(self.path("run/node.addr"));
+    }
+
+    /// Makes the folder of the running node, closed to others.
+    pub(crate) fn make_run_folder(&self) -> Result<(), HomeError> {
+        let path = self.path("run");
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)
             .map_err(|source| HomeError::Io { path, source })
     }
 
@@ -214,7 +240,7 @@ impl Home {
             path: path.clone(),
             source,
         };
-        fs::create_dir_all(self.path("run")).map_err(io)?;
+        self.make_run_folder()?;
         let file = File::options()
             .create(true)
             .truncate(false)
@@ -248,6 +274,7 @@ impl Home {
         let path = self.key_path(who);
         if !SecretFile::new(&path).exists()? {
             return Err(match who {
+                Who::Node if self.has_mesh() => HomeError::NoNode(self.root.clone()),
                 Who::Node => HomeError::NoMesh(self.root.clone()),
                 Who::User => HomeError::NoUser(self.root.clone()),
             });
@@ -393,6 +420,8 @@ mod tests {
             roles: BTreeSet::new(),
             ready: false,
         };
+        assert_eq!(home.running().unwrap(), None);
+        assert!(!home.path("run").exists(), "looking makes nothing");
         home.write_running(&run).unwrap();
         assert_eq!(
             home.running().unwrap(),

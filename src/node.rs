@@ -102,6 +102,8 @@ impl Node {
         on_step: OnStep,
     ) -> Result<Self, NodeError> {
         let lock = lock(home).await?;
+        // What an earlier life left there would name a process that is another one by now.
+        home.forget_running();
         let file = home.mesh()?;
         let roles = config.roles.clone().unwrap_or(file.roles);
         // Where `init` ran, a node is what it can be.
@@ -187,7 +189,7 @@ impl Node {
             .shutdown(until.saturating_duration_since(Instant::now()))
             .await;
         // A stale file is recognized by the lock that is gone.
-        let _ = std::fs::remove_file(self.home.path("run/node.addr"));
+        self.home.forget_running();
     }
 }
 
@@ -334,6 +336,7 @@ impl Background {
         };
         let (hardware, mut software) = hardware::collect(self.home.root(), gpus);
         software.container_backend = agent.map(Agent::backend);
+        software.cuda = agent.and_then(Agent::cuda);
         let mut roles = self.facts.roles.clone();
         let mut services = BTreeSet::from(["mesh".to_owned()]);
         if agent.is_none() {

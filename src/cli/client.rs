@@ -66,6 +66,8 @@ impl Client {
         for contact in &candidates {
             match mesh.dial(contact, DIAL).await {
                 Ok(server) => {
+                    // A long command outlives a restart of the node.
+                    mesh.pin(contact.clone());
                     return Ok(Self {
                         out: cx.out,
                         user,

@@ -2,9 +2,11 @@
 
 mod stage;
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Context;
@@ -25,47 +27,49 @@ pub(super) fn demo(cx: &Context) -> Result<(), CliError> {
         .build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
-        let mut stage = Stage::new()?;
+        let mut stage = Stage::new(cx.out)?;
+        stage.sweep().await;
+        let bill = Bill::new(cx.out);
         let cancelled = || Err(CliError::new(Code::CANCELLED, "the demo was interrupted"));
         let played = tokio::select! {
-            played = play(&mut stage, cx.out) => played,
+            played = play(&mut stage, &bill) => played,
             _ = tokio::signal::ctrl_c() => cancelled(),
             _ = terminate.recv() => cancelled(),
         };
-        let cleaned = step(
-            cx.out,
-            "clean up",
-            "nothing is left: no process, container, image or file",
-            stage.clean_up(),
-        )
-        .await;
+        let cleaned = bill
+            .step(
+                "clean up",
+                "nothing is left: no process, container, image or file",
+                stage.clean_up(),
+            )
+            .await;
+        if cx.out.is_machine() {
+            cx.out.value(&bill.steps.take())?;
+        }
         played.and(cleaned)
     })
 }
 
-async fn play(stage: &mut Stage, out: Out) -> Result<(), CliError> {
+async fn play(stage: &mut Stage, bill: &Bill) -> Result<(), CliError> {
     let docker = Docker::find(None);
     let has_docker = match &docker {
         Ok(docker) => docker.get("/version").await.map(|_| docker.clone()),
         Err(error) => Err(super::docker::DockerError::Host(error.to_string())),
     };
 
-    step(
-        out,
+    bill.step(
         "make a mesh with a manager",
         "one command: keys, an encrypted mesh and a manager, all in one process",
         stage.manager(),
     )
     .await?;
-    step(
-        out,
+    bill.step(
         "two machines join, each with one line",
         "a ticket is all it takes; no port, no certificate, no account",
         stage.agents(),
     )
     .await?;
-    step(
-        out,
+    bill.step(
         "meshwork node ls",
         "each node has signed what it is, and the manager has heard it",
         async {
@@ -74,8 +78,7 @@ async fn play(stage: &mut Stage, out: Out) -> Result<(), CliError> {
         },
     )
     .await?;
-    step(
-        out,
+    bill.step(
         &format!("meshwork node ls '{QUERY}'"),
         "the query finds the node by its signed announcement",
         stage.show(&["node", "ls", QUERY]),
@@ -84,16 +87,15 @@ async fn play(stage: &mut Stage, out: Out) -> Result<(), CliError> {
 
     let docker = match has_docker {
         Ok(docker) => {
-            run_container(stage, out, docker).await?;
+            run_container(stage, bill, docker).await?;
             Ok(())
         }
         Err(error) => Err(error),
     };
-    step(
-        out,
+    bill.step(
         "an outsider who knows the pre-shared key, but has no token, asks for the sessions",
         "without a token of the mesh's authority nothing is allowed: exit code 3",
-        denied(stage, out),
+        denied(stage, bill.out),
     )
     .await?;
     docker.map_err(|error| {
@@ -103,9 +105,8 @@ async fn play(stage: &mut Stage, out: Out) -> Result<(), CliError> {
     })
 }
 
-async fn run_container(stage: &mut Stage, out: Out, docker: Docker) -> Result<(), CliError> {
-    step(
-        out,
+async fn run_container(stage: &mut Stage, bill: &Bill, docker: Docker) -> Result<(), CliError> {
+    bill.step(
         "make an image of our own static program",
         "nothing is fetched: the demo needs no network",
         stage.image(docker),
@@ -116,8 +117,7 @@ async fn run_container(stage: &mut Stage, out: Out, docker: Docker) -> Result<()
         "run", "--rm", "--gpu", "40GB..", "--mem", "64MiB", "--shm", "1MiB", "--pull", "none",
         "--where", QUERY,
     ];
-    step(
-        out,
+    bill.step(
         &format!("meshwork {} {image} -- hello", args.join(" ").replace(QUERY, &format!("'{QUERY}'"))),
         "a signed order became a real container with a GPU, its output came back, and it ended with 0",
         stage.show(&[&args[..], &[&image, "--", "hello"]].concat()),
@@ -138,23 +138,52 @@ async fn denied(stage: &Stage, out: Out) -> Result<(), CliError> {
     ))
 }
 
-/// One step: what is done, what it proves, how long it took.
-async fn step(
+/// The steps, as they are told.
+struct Bill {
     out: Out,
-    what: &str,
-    proves: &str,
-    work: impl Future<Output = Result<(), CliError>>,
-) -> Result<(), CliError> {
-    out.remark(format_args!("\n▸ {what}"));
-    let began = Instant::now();
-    let done = work.await;
-    match &done {
-        Ok(()) => out.ok(format_args!("{proves}  {}", span(began.elapsed()))),
-        Err(error) => out.fail(format_args!(
-            "{}  {}",
-            super::out::clean(&error.message),
-            span(began.elapsed())
-        )),
+    steps: RefCell<Vec<Step>>,
+}
+
+/// One step: what was done, what it proves, how long it took.
+#[derive(Debug, Serialize)]
+struct Step {
+    what: String,
+    proves: &'static str,
+    ok: bool,
+    error: Option<String>,
+    took_ms: u64,
+}
+
+impl Bill {
+    fn new(out: Out) -> Self {
+        Self {
+            out,
+            steps: RefCell::default(),
+        }
     }
-    done
+
+    async fn step(
+        &self,
+        what: &str,
+        proves: &'static str,
+        work: impl Future<Output = Result<(), CliError>>,
+    ) -> Result<(), CliError> {
+        self.out.remark(format_args!("\n▸ {what}"));
+        let began = Instant::now();
+        let done = work.await;
+        let took = began.elapsed();
+        let error = done.as_ref().err().map(|e| super::out::clean(&e.message));
+        match &error {
+            None => self.out.ok(format_args!("{proves}  {}", span(took))),
+            Some(error) => self.out.fail(format_args!("{error}  {}", span(took))),
+        }
+        self.steps.borrow_mut().push(Step {
+            what: what.to_owned(),
+            proves,
+            ok: error.is_none(),
+            error,
+            took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        });
+        done
+    }
 }

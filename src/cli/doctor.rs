@@ -17,9 +17,10 @@ use super::docker::Docker;
 use super::error::{CliError, Code};
 use super::join::{CLOCK_TOLERANCE, clock_offset};
 use super::out::{Out, span};
+use super::up::MOCK_FIX;
 use crate::ambient::now;
 use crate::config::Config;
-use crate::home::{Home, Who};
+use crate::home::{Home, HomeError, Who};
 use crate::node::agent_config;
 
 /// Tokens that end sooner than this are worth a word.
@@ -144,6 +145,11 @@ fn folder(home: &Home) -> Finding {
             let fix = format!("chmod go-w {}", home.root().display());
             Finding::warning("home", "others may write into the data folder", &fix)
         }
+        Ok(_) if home.has_mesh() && matches!(home.lock(), Err(HomeError::Io { .. })) => {
+            let text = format!("{} cannot be written to", home.root().display());
+            let fix = "make room on its disk, or give it to the user who runs the node";
+            Finding::warning("home", text, fix)
+        }
         Ok(_) => Finding::ok("home", home.root().display()),
         Err(_) => Finding::ok(
             "home",
@@ -199,7 +205,7 @@ fn secrets(home: &Home) -> Vec<Finding> {
                 Ok(grant) => {
                     let left = grant.expires.duration_since(now());
                     let text = format!(
-                        "{} may {} for {}",
+                        "{} may {} for another {}",
                         identity.short(),
                         may(&grant),
                         span(left)
@@ -219,7 +225,7 @@ fn secrets(home: &Home) -> Vec<Finding> {
 /// What a token allows, in few words.
 fn may(grant: &Grant) -> String {
     if grant.scopes.contains(Scope::Admin) && grant.resource == Resource::any() {
-        return "everything".to_owned();
+        return "do everything".to_owned();
     }
     format!("{} on {}", grant.scopes, grant.resource)
 }
@@ -407,6 +413,9 @@ async fn gpus(home: &Home) -> Finding {
                 .iter()
                 .map(|gpu| format!("{}: {} {}", gpu.index, gpu.model, ByteSize(gpu.vram)));
             Finding::ok("gpu", names.collect::<Vec<_>>().join(", "))
+        }
+        Err(error) if config.agent.mock_accelerators.is_some() => {
+            Finding::warning("gpu", error, MOCK_FIX)
         }
         Err(error) => Finding::warning(
             "gpu",

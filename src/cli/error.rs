@@ -150,6 +150,25 @@ impl CliError {
         self
     }
 
+    /// The error that a meshwork process printed last on its standard error.
+    pub(crate) fn from_printed(text: &str) -> Option<Self> {
+        const HEAD: &str = "error[E";
+        let (start, _) = text
+            .rmatch_indices(HEAD)
+            .find(|(at, _)| *at == 0 || text[..*at].ends_with('\n'))?;
+        let (number, rest) = text[start + HEAD.len()..].split_once("] ")?;
+        let parts = rest.rsplit_once(". fix: ");
+        let (message, fix) = match parts.or_else(|| rest.rsplit_once("\nfix: ")) {
+            Some((message, fix)) => (message, Some(fix.trim_end().to_owned())),
+            None => (rest, None),
+        };
+        Some(Self {
+            code: Code(number.parse().ok()?),
+            message: message.trim_end().trim_end_matches('.').to_owned(),
+            fix,
+        })
+    }
+
     /// A file that could not be used.
     pub(crate) fn file(path: &std::path::Path, error: &io::Error) -> Self {
         Self::new(Code::IO, format!("{}: {error}", path.display()))
@@ -319,6 +338,25 @@ mod tests {
             let error = CliError::from(RpcError::new(status, "x"));
             assert_eq!(error.code.exit(), exit, "{status}");
         }
+    }
+
+    #[test]
+    fn a_printed_error_is_read_back() {
+        let log = |error: &CliError| format!("2026 WARN error[E1] noise\n{error}\n");
+        for (message, fix) in [
+            ("no port", Some("--listen")),
+            ("no port", None),
+            ("column 3\n  a b\n    ^", Some("x")),
+        ] {
+            let mut error = CliError::new(Code::START, message);
+            error.fix = fix.map(str::to_owned);
+            let read = CliError::from_printed(&log(&error)).unwrap();
+            assert_eq!(
+                (read.code, &*read.message, read.fix.as_deref()),
+                (Code::START, message, fix)
+            );
+        }
+        assert!(CliError::from_printed("no error[E108] here").is_none());
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::token::LimitArgs;
 use super::up::{self, NodeArgs};
 use super::{Context, init, values};
 use crate::ambient::{now, random};
+use crate::config::role;
 use crate::home::{Contacts, HomeError, MeshFile, Who};
 use crate::node;
 
@@ -34,7 +35,7 @@ pub(super) const CLOCK_TOLERANCE: Duration = meshwork_identity::CLOCK_TOLERANCE;
 #[derive(Debug, Args)]
 pub(super) struct InviteArgs {
     /// What the joiner is to be: agent, manager or user
-    #[arg(long, default_value = "agent")]
+    #[arg(long, value_parser = invited_role, default_value = "agent")]
     role: String,
     /// How long the ticket may be used
     #[arg(long, value_parser = values::duration, default_value = "1h")]
@@ -53,6 +54,17 @@ pub(super) struct InviteArgs {
     addresses: Vec<String>,
     #[command(flatten)]
     limits: LimitArgs,
+}
+
+/// What one can join as, several with commas between.
+fn invited_role(text: &str) -> Result<String, String> {
+    match text
+        .split(',')
+        .find(|part| *part != "user" && role(part).is_err())
+    {
+        Some(part) => Err(format!("`{part}` is no role: use agent, manager or user")),
+        None => Ok(text.to_owned()),
+    }
 }
 
 pub(super) async fn invite(client: &Client, args: InviteArgs) -> Result<(), CliError> {
@@ -124,15 +136,27 @@ pub(super) fn join(cx: &Context, args: &JoinArgs) -> Result<(), CliError> {
     let joined = runtime.block_on(redeem(cx, who, &ticket, &name))?;
     drop(runtime);
     store(cx, who, &ticket, &joined, name)?;
-    if who == Who::User {
-        cx.out.remark("next: meshwork node ls");
-        return Ok(());
+    if who == Who::Node && !args.no_up {
+        return up::serve(cx, &args.node, began);
     }
-    if args.no_up {
-        cx.out.remark("next: meshwork up");
-        return Ok(());
+    report_joined(cx, who, &ticket, &joined)
+}
+
+/// Says what was won, where no node is started that says it.
+fn report_joined(cx: &Context, who: Who, ticket: &Ticket, joined: &Joined) -> Result<(), CliError> {
+    let id = cx.home.identity(who)?.node_id();
+    if cx.out.is_machine() {
+        return cx.out.value(&serde_json::json!({
+            "id": id, "role": joined.role, "authority": ticket.mesh,
+            "fingerprint": ticket.fingerprint(),
+        }));
     }
-    up::serve(cx, &args.node, began)
+    if cx.out.quiet {
+        return cx.out.data(&format!("{id}\n"));
+    }
+    let next = if who == Who::User { "node ls" } else { "up" };
+    cx.out.remark(format_args!("next: meshwork {next}"));
+    Ok(())
 }
 
 fn ticket_error(error: TicketError) -> CliError {
@@ -146,10 +170,12 @@ fn ticket_error(error: TicketError) -> CliError {
 
 /// Refuses a folder that has such a member already, or one of another mesh.
 fn check_free(cx: &Context, who: Who, ticket: &Ticket) -> Result<(), CliError> {
-    let taken = cx.home.token(who)?.is_some();
-    let foreign = cx.home.has_mesh() && cx.home.mesh()?.authority != ticket.mesh;
-    if taken || foreign {
-        return Err(HomeError::Exists(cx.home.root().to_owned()).into());
+    let root = cx.home.root().to_owned();
+    if cx.home.has_mesh() && cx.home.mesh()?.authority != ticket.mesh {
+        return Err(HomeError::Exists(root).into());
+    }
+    if cx.home.token(who)?.is_some() {
+        return Err(HomeError::Joined(root, who).into());
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ mod client;
 mod demo;
 mod docker;
 mod doctor;
+mod down;
 mod error;
 mod init;
 mod join;
@@ -20,13 +21,14 @@ mod status;
 mod token;
 mod up;
 mod values;
+mod whoami;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::home::{Home, HomeError};
+use crate::home::{Home, HomeError, Who};
 use error::{CliError, Code, EXIT_ERROR};
 use out::{Format, Out};
 
@@ -36,6 +38,7 @@ use out::{Format, Out};
     name = "meshwork",
     version,
     propagate_version = true,
+    arg_required_else_help = true,
     max_term_width = 100
 )]
 #[command(
@@ -87,12 +90,14 @@ enum Command {
     Init(init::InitArgs),
     /// Run this machine's node; make a mesh first where there is none
     Up(up::UpArgs),
+    /// Stop the node that runs from this data folder; its containers go on
+    Down,
     /// Print the one line that lets a machine or a person join
     Invite(join::InviteArgs),
     /// Join a mesh with a ticket, and run the node
     Join(join::JoinArgs),
     /// Look at the nodes of the mesh
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = true)]
     Node(node::NodeCommand),
     /// Run a container on a node that fits
     Run(run::RunArgs),
@@ -110,8 +115,10 @@ enum Command {
     Status,
     /// Check this machine: keys, mesh, clock, containers, GPUs
     Doctor,
+    /// Show who you and this machine's node are in the mesh
+    Whoami,
     /// Permission tokens
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = true)]
     Token(token::TokenCommand),
     /// Show everything on this machine alone, in a temporary folder
     Demo,
@@ -132,14 +139,7 @@ pub(crate) fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version arrive as errors, too. A mistyped line is E100; clap's own exit
-            // code for it, 2, means "not placed" here.
-            let _ = error.print();
-            return if error.use_stderr() {
-                EXIT_ERROR.into()
-            } else {
-                ExitCode::SUCCESS
-            };
+            return mistyped(&error);
         }
     };
     match dispatch(cli) {
@@ -157,6 +157,34 @@ pub(crate) fn run() -> ExitCode {
             }
             error.code.exit().into()
         }
+    }
+}
+
+/// What clap says. Help and version arrive as errors, too. A mistyped line is E100; clap's own exit
+/// code for it, 2, means "not placed" here.
+fn mistyped(error: &clap::Error) -> ExitCode {
+    // That list names what is hidden, too.
+    let text = error.render().to_string();
+    let lines = text.split_inclusive('\n');
+    let text: String = lines
+        .filter(|line| !line.starts_with("  [subcommands: "))
+        .collect();
+    if let Some(text) = text.strip_prefix("error: ") {
+        #[expect(
+            clippy::print_stderr,
+            reason = "errors of the command line are printed here"
+        )]
+        {
+            eprint!("error[{}] {text}", Code::USAGE);
+        }
+        return EXIT_ERROR.into();
+    }
+    // Nothing can be done about an output that is closed.
+    let _ = error.print();
+    if error.use_stderr() {
+        EXIT_ERROR.into()
+    } else {
+        ExitCode::SUCCESS
     }
 }
 
@@ -181,9 +209,11 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Init(args) => init::init(&context, &args).map(|()| done),
         Command::Token(command) => token::token(&context, command).map(|()| done),
         Command::Up(args) => up::up(&context, &args).map(|()| done),
+        Command::Down => down::down(&context).map(|()| done),
         Command::Join(args) => join::join(&context, &args).map(|()| done),
         Command::Demo => demo::demo(&context).map(|()| done),
         Command::Doctor => doctor::doctor(&context).map(|()| done),
+        Command::Whoami => whoami::whoami(&context).map(|()| done),
         Command::Invite(args) => {
             client::with(&context, async |c| join::invite(c, args).await).map(|()| done)
         }
@@ -235,6 +265,22 @@ impl From<HomeError> for CliError {
                 Code::NO_MESH,
                 Some("meshwork init, or meshwork join TICKET"),
             ),
+            HomeError::NoNode(_) => (
+                Code::NO_MESH,
+                Some(
+                    "ask an admin for a ticket (meshwork invite --role agent), then here: meshwork join TICKET",
+                ),
+            ),
+            HomeError::Joined(_, Who::Node) => (
+                Code::MESH_EXISTS,
+                Some("meshwork up runs it; for a second one use another folder: --home DIR"),
+            ),
+            HomeError::Joined(_, Who::User) => (
+                Code::MESH_EXISTS,
+                Some(
+                    "you are in: meshwork node ls; for a second one use another folder: --home DIR",
+                ),
+            ),
             HomeError::NoUser(_) => (
                 Code::NO_MESH,
                 Some(
@@ -244,7 +290,7 @@ impl From<HomeError> for CliError {
             HomeError::Exists(_) => (Code::MESH_EXISTS, Some("use another folder: --home DIR")),
             HomeError::Running(_) => (
                 Code::RUNNING,
-                Some("stop it, or use another folder: --home DIR"),
+                Some("meshwork down stops it; for a second one use another folder: --home DIR"),
             ),
             HomeError::Secret(_) | HomeError::Psk(_) | HomeError::Token { .. } => {
                 (Code::KEY_FILE, None)

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use meshwork_proto::ByteSize;
-use meshwork_proto::announcement::Gpu;
+use meshwork_proto::announcement::{Disk, Gpu};
 use meshwork_proto::manager::{ListNodes, NodeState, NodeView, Nodes};
 use meshwork_proto::slots::Health;
 use serde::Serialize;
 
 use super::client::Client;
 use super::error::{CliError, Code};
-use super::out::{Row, span};
+use super::out::{Row, counted, span};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum NodeCommand {
@@ -58,17 +58,28 @@ struct NodeRow {
     path: String,
     rtt_ms: Option<f64>,
     gpus: Vec<GpuRow>,
+    arch: String,
+    cpu_model: String,
+    cpu_cores: u32,
     cpu_threads: u32,
     cpu_free: Option<f64>,
     memory: u64,
     memory_free: Option<u64>,
+    disks: Vec<Disk>,
     vram_free: Option<u64>,
     kernels: u32,
     tags: Vec<String>,
     region: Option<String>,
+    subnet: Option<String>,
+    services: Vec<String>,
+    models: Vec<String>,
+    tools: Vec<String>,
     addresses: Vec<String>,
     images: Vec<String>,
     os: String,
+    kernel: String,
+    cuda: Option<String>,
+    rocm: Option<String>,
     backend: Option<String>,
     version: String,
     seen_ms: u64,
@@ -82,6 +93,11 @@ struct GpuRow {
     vendor: String,
     model: String,
     vram: u64,
+    driver: String,
+    /// CUDA compute capability.
+    cc: Option<String>,
+    uuid: String,
+    mig: bool,
     vram_used: Option<u64>,
     health: Option<Health>,
     kernel: Option<String>,
@@ -99,6 +115,10 @@ impl From<&NodeView> for NodeRow {
                 vendor: gpu.vendor.clone(),
                 model: gpu.model.clone(),
                 vram: gpu.vram,
+                driver: gpu.driver.clone(),
+                cc: gpu.compute_capability.map(|(x, y)| format!("{x}.{y}")),
+                uuid: gpu.uuid.clone(),
+                mig: gpu.mig,
                 vram_used: status.map(|s| s.vram_used),
                 health: status.map(|s| s.health),
                 kernel: status.and_then(|s| s.kernel).map(|k| k.to_string()),
@@ -112,10 +132,14 @@ impl From<&NodeView> for NodeRow {
             path: view.path.clone(),
             rtt_ms: view.rtt.map(|rtt| rtt.as_micros() as f64 / 1000.0),
             gpus: said.hardware.gpus.iter().map(gpu).collect(),
+            arch: said.hardware.arch.clone(),
+            cpu_model: said.hardware.cpu_model.clone(),
+            cpu_cores: said.hardware.cpu_cores,
             cpu_threads: said.hardware.cpu_threads,
             cpu_free: capacity.map(|c| c.cpu_free as f64 / 1000.0),
             memory: said.hardware.memory,
             memory_free: capacity.map(|c| c.mem_free),
+            disks: said.hardware.disks.clone(),
             vram_free: capacity.map(|c| {
                 let free = c.gpus.iter().filter(|g| g.is_free());
                 free.map(|g| g.device.vram.saturating_sub(g.vram_used))
@@ -124,9 +148,16 @@ impl From<&NodeView> for NodeRow {
             kernels: view.kernels,
             tags: said.tags.iter().cloned().collect(),
             region: said.region.clone(),
+            subnet: said.subnet.as_ref().map(ToString::to_string),
+            services: said.services.iter().cloned().collect(),
+            models: said.models.iter().cloned().collect(),
+            tools: said.tools.iter().cloned().collect(),
             addresses: said.addresses.iter().map(ToString::to_string).collect(),
             images: said.images.clone(),
             os: said.software.os.clone(),
+            kernel: said.software.kernel.clone(),
+            cuda: said.software.cuda.clone(),
+            rocm: said.software.rocm.clone(),
             backend: said.software.container_backend.clone(),
             version: said.software.meshwork.clone(),
             seen_ms: u64::try_from(view.seen.as_millis()).unwrap_or(u64::MAX),
@@ -135,7 +166,39 @@ impl From<&NodeView> for NodeRow {
     }
 }
 
+impl GpuRow {
+    /// All of it in a line.
+    fn text(&self) -> String {
+        let mut parts = vec![format!(
+            "{}: {} {}",
+            self.index,
+            self.model,
+            ByteSize(self.vram)
+        )];
+        parts.push(self.vendor.clone());
+        if !self.driver.is_empty() {
+            parts.push(format!("driver {}", self.driver));
+        }
+        parts.extend(self.cc.as_ref().map(|cc| format!("compute {cc}")));
+        parts.extend(self.mig.then(|| "MIG".to_owned()));
+        parts.extend(self.vram_used.map(|b| format!("{} in use", ByteSize(b))));
+        parts.extend(self.kernel.as_ref().map(|k| format!("held by {k}")));
+        if self.health == Some(Health::Unknown) {
+            parts.push("health unknown".to_owned());
+        }
+        parts.push(self.uuid.clone());
+        parts.join(", ")
+    }
+}
+
 impl NodeRow {
+    /// `data 400GB, images 400GB`.
+    fn disks_text(&self) -> String {
+        let disks = self.disks.iter();
+        let texts = disks.map(|disk| format!("{} {}", disk.purpose, ByteSize(disk.total)));
+        texts.collect::<Vec<_>>().join(", ")
+    }
+
     /// `4×A100 80GB`, for each kind of device.
     fn gpu_text(&self) -> String {
         let mut kinds: Vec<(String, usize)> = Vec::new();
@@ -169,10 +232,11 @@ impl NodeRow {
             .iter()
             .filter(|g| g.health == Some(Health::Unknown))
             .count();
-        match (self.state, sick) {
-            (NodeState::Online, _) => "-".into(),
-            (_, 0) => "ok".into(),
-            (_, n) => format!("{n} GPU unknown"),
+        match sick {
+            // Nothing was heard of its devices, or of them no more.
+            _ if self.vram_free.is_none() => "-".into(),
+            0 => "ok".into(),
+            n => format!("{} unknown", counted(n, "GPU")),
         }
     }
 
@@ -294,14 +358,22 @@ async fn show(client: &Client, wanted: &str) -> Result<(), CliError> {
         ("addresses", or_dash(Some(row.addresses.join(", ")))),
         ("tags", or_dash(Some(row.tags.join(", ")))),
         ("region", or_dash(row.region.clone())),
+        ("subnet", or_dash(row.subnet.clone())),
+        ("services", or_dash(Some(row.services.join(", ")))),
         ("os", or_dash(Some(row.os.clone()))),
+        ("kernel", or_dash(Some(row.kernel.clone()))),
+        ("arch", or_dash(Some(row.arch.clone()))),
+        ("cuda", or_dash(row.cuda.clone())),
+        ("rocm", or_dash(row.rocm.clone())),
         ("containers", or_dash(row.backend.clone())),
         ("version", row.version.clone()),
         (
             "cpu",
             format!(
-                "{} × {}",
-                row.cpu_threads, view.announcement.hardware.cpu_model
+                "{} of {}, {}",
+                counted(row.cpu_threads as usize, "thread"),
+                counted(row.cpu_cores as usize, "core"),
+                row.cpu_model
             ),
         ),
         (
@@ -311,28 +383,10 @@ async fn show(client: &Client, wanted: &str) -> Result<(), CliError> {
                 None => ByteSize(row.memory).to_string(),
             },
         ),
-        ("kernels", row.kernels.to_string()),
+        ("disks", or_dash(Some(row.disks_text()))),
+        ("images", or_dash(Some(row.images.join(", ")))),
+        ("sessions", row.kernels.to_string()),
     ];
-    for gpu in &row.gpus {
-        let used = gpu
-            .vram_used
-            .map_or_else(String::new, |b| format!(", {} in use", ByteSize(b)));
-        let held = gpu
-            .kernel
-            .as_ref()
-            .map_or_else(String::new, |k| format!(", held by {k}"));
-        let sick = if gpu.health == Some(Health::Unknown) {
-            ", health unknown"
-        } else {
-            ""
-        };
-        let text = format!(
-            "{}: {} {}{used}{held}{sick}",
-            gpu.index,
-            gpu.model,
-            ByteSize(gpu.vram)
-        );
-        facts.push(("gpu", text));
-    }
-    client.out.facts(&row, &facts)
+    facts.extend(row.gpus.iter().map(|gpu| ("gpu", gpu.text())));
+    client.out.facts(&row, &row.node, &facts)
 }

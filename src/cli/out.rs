@@ -95,20 +95,38 @@ impl Out {
         }
     }
 
-    /// Prints facts about one thing: for programs as `value`, for people as lines.
+    /// Prints facts about one thing: for programs as `value`, for people as lines, and with
+    /// `--quiet` its `id` alone.
     pub(crate) fn facts(
         self,
         value: &impl Serialize,
+        id: &str,
         lines: &[(&str, String)],
     ) -> Result<(), CliError> {
         if self.is_machine() {
             return self.value(value);
+        }
+        if self.quiet {
+            return self.data(&format!("{id}\n"));
         }
         let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         let text = lines.iter().fold(String::new(), |text, (name, fact)| {
             text + &format!("{name:width$}  {}\n", clean(fact))
         });
         self.data(&text)
+    }
+
+    /// Tells that something was done: programs get `value`, people the sentence.
+    pub(crate) fn done(
+        self,
+        value: &impl Serialize,
+        text: impl fmt::Display,
+    ) -> Result<(), CliError> {
+        if self.is_machine() {
+            return self.value(value);
+        }
+        self.ok(text);
+        Ok(())
     }
 
     /// Prints a result. It goes to standard output whole, or the command fails.
@@ -134,6 +152,14 @@ impl Out {
     pub(crate) fn note(self, text: impl fmt::Display) {
         if !self.quiet && !self.is_machine() {
             let _ = writeln!(io::stderr(), "{text}");
+        }
+    }
+
+    /// A part of a remark's line, shown at once.
+    pub(crate) fn part(self, text: impl fmt::Display) {
+        if !self.quiet && !self.is_machine() {
+            let mut stderr = io::stderr();
+            let _ = write!(stderr, "{text}").and_then(|()| stderr.flush());
         }
     }
 
@@ -248,6 +274,31 @@ pub(crate) fn address(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
+/// `1 GPU`, `2 GPUs`.
+pub(crate) fn counted(n: usize, thing: &str) -> String {
+    let s = if n == 1 { "" } else { "s" };
+    format!("{n} {thing}{s}")
+}
+
+/// An amount of memory, exactly, in the unit that makes it shortest: `2GiB`, `80GB`, `1000001B`.
+pub(crate) fn exact_size(bytes: u64) -> String {
+    const UNITS: [(&str, u64); 8] = [
+        ("TiB", 1 << 40),
+        ("TB", 1_000_000_000_000),
+        ("GiB", 1 << 30),
+        ("GB", 1_000_000_000),
+        ("MiB", 1 << 20),
+        ("MB", 1_000_000),
+        ("KiB", 1 << 10),
+        ("kB", 1_000),
+    ];
+    let whole = |(_, factor): &&(&str, u64)| bytes >= *factor && bytes.is_multiple_of(*factor);
+    UNITS.iter().find(whole).map_or_else(
+        || format!("{bytes}B"),
+        |(unit, factor)| format!("{}{unit}", bytes / factor),
+    )
+}
+
 /// `0.4s`, `12s`, `3m`, `2h`, `5d`: ages and lasting times.
 pub(crate) fn span(time: std::time::Duration) -> String {
     let secs = time.as_secs();
@@ -285,6 +336,16 @@ mod tests {
     #[test]
     fn cleaning_keeps_letters_and_drops_commands() {
         assert_eq!(clean("größe\u{1b}[31m\u{202e}x\r\ny"), "größe[31mx y");
+    }
+
+    #[test]
+    fn amounts_are_exact_and_short() {
+        let text = [2 << 30, 80_000_000_000, 1536 << 20, 1_000_001, 0].map(exact_size);
+        assert_eq!(text, ["2GiB", "80GB", "1536MiB", "1000001B", "0B"]);
+        assert_eq!(
+            (counted(1, "GPU"), counted(2, "GPU")),
+            ("1 GPU".into(), "2 GPUs".into())
+        );
     }
 
     #[test]

@@ -19,6 +19,8 @@ use crate::ambient::{now, random};
 /// How long a signed order may be started. Long enough for a manager that restarts, short enough
 /// that a copy of it is soon worthless.
 const ORDER_LIFE: Duration = Duration::from_mins(15);
+/// Size of /dev/shm, in bytes, where the memory has room for it: as Docker's.
+const DEFAULT_SHM: u64 = 64 << 20;
 
 #[derive(Debug, Args)]
 #[command(
@@ -31,17 +33,17 @@ pub(super) struct RunArgs {
     #[arg(short, long)]
     detach: bool,
     /// GPUs: how many, and what each must be
-    #[arg(long)]
+    #[arg(long, value_parser = values::gpus)]
     gpu: Option<GpuRequest>,
     /// Hardware threads, or a part of one
     #[arg(long, value_parser = values::cpu_millis, default_value = "1")]
     cpu: u64,
     /// Memory, without swap
-    #[arg(long, default_value = "1GiB")]
+    #[arg(long, value_parser = values::memory, default_value = "1GiB")]
     mem: ByteSize,
-    /// Size of /dev/shm, inside the memory
-    #[arg(long, default_value = "64MiB")]
-    shm: ByteSize,
+    /// Size of /dev/shm, inside the memory [default: 64MiB, at most half of the memory]
+    #[arg(long, value_parser = values::memory)]
+    shm: Option<ByteSize>,
     /// Query that the node must satisfy
     #[arg(long = "where", value_name = "QUERY")]
     place: Option<String>,
@@ -90,7 +92,9 @@ impl RunArgs {
         let resources = Resources {
             cpu_millis: self.cpu,
             mem: self.mem.0,
-            shm: self.shm.0,
+            shm: self
+                .shm
+                .map_or_else(|| DEFAULT_SHM.min(self.mem.0 / 2), |shm| shm.0),
             gpu: self.gpu,
         };
         SessionSpec {
@@ -137,7 +141,11 @@ pub(super) async fn run(client: &Client, args: RunArgs) -> Result<ExitCode, CliE
         let value = serde_json::json!({ "node": created.view.node, "plan": created.plan });
         return client
             .out
-            .facts(&value, &[("plan", created.plan)])
+            .facts(
+                &value,
+                &created.view.node.to_string(),
+                &[("plan", created.plan)],
+            )
             .map(|()| ExitCode::SUCCESS);
     }
     client
@@ -153,7 +161,7 @@ pub(super) async fn run(client: &Client, args: RunArgs) -> Result<ExitCode, CliE
         }
         return Ok(ExitCode::SUCCESS);
     }
-    session::attach(client, created.view.session, rm).await
+    session::attach(client, &created.view, rm).await
 }
 
 /// Ctrl-C came before the answer: the manager may have accepted the order, or may not.

@@ -7,10 +7,11 @@ use clap::Args;
 use futures_util::StreamExt;
 use meshwork_identity::Warrant;
 use meshwork_proto::agent::{ExecItem, ExecOrder};
+use meshwork_proto::kernel::ExitReason;
 use meshwork_proto::manager::{
     Exec, Get, List, ListSessions, Remove, SessionExec, SessionRef, Stop, StopSession,
 };
-use meshwork_proto::session::SessionView;
+use meshwork_proto::session::{SessionState, SessionView};
 use serde::Serialize;
 
 use super::client::Client;
@@ -138,10 +139,19 @@ impl SessionRow {
     fn state_text(&self) -> String {
         match (&self.reason, self.exit_code) {
             (Some(reason), Some(code)) if reason == "self-terminated" => format!("exit {code}"),
+            (Some(reason), _) if reason == "user-requested" => "stopped".to_owned(),
             (Some(reason), _) => reason.clone(),
             (None, _) if self.node_reachable => self.state.clone(),
             (None, _) => format!("{}?", self.state),
         }
+    }
+}
+
+/// Why a session ended, for people.
+fn reason_text(reason: ExitReason) -> String {
+    match reason {
+        ExitReason::UserRequested => "stopped".to_owned(),
+        reason => reason.to_string(),
     }
 }
 
@@ -184,7 +194,12 @@ pub(super) async fn ps(client: &Client, args: PsArgs) -> Result<(), CliError> {
         ended: args.all,
         everyone: args.all_users,
     };
-    let views = client.call::<List>(&request).await?;
+    let views = client.call::<List>(&request).await.map_err(|error| {
+        if args.all_users && error.code == Code::DENIED {
+            return error.fix("ask an admin of the mesh for a token with scope admin");
+        }
+        error
+    })?;
     client
         .out
         .list(&views.iter().map(SessionRow::from).collect::<Vec<_>>())
@@ -203,6 +218,15 @@ pub(super) async fn exec(client: &Client, args: ExecArgs) -> Result<ExitCode, Cl
             session: args.session,
         })
         .await?;
+    let ends = match &view.state {
+        SessionState::Terminating => Some("is ending".to_owned()),
+        SessionState::Terminated(exit) => Some(format!("has ended ({})", reason_text(exit.reason))),
+        _ => None,
+    };
+    if let Some(ends) = ends {
+        let text = format!("session {} {ends}", view.session.short());
+        return Err(CliError::new(Code::CONFLICT, text).fix("meshwork ps shows those that run"));
+    }
     let order = ExecOrder {
         kernel: view.session.kernel(0),
         command: args.command,
@@ -231,26 +255,41 @@ pub(super) async fn exec(client: &Client, args: ExecArgs) -> Result<ExitCode, Cl
 }
 
 pub(super) async fn stop(client: &Client, args: StopArgs) -> Result<(), CliError> {
+    let mut stopped = Vec::new();
     for session in args.sessions {
-        let view = client
-            .call::<Stop>(&StopSession {
-                session,
-                grace: args.grace,
-            })
-            .await?;
-        client.out.remark(view.session);
+        let request = StopSession {
+            session,
+            grace: args.grace,
+        };
+        let view = client.call::<Stop>(&request).await?;
+        if client.out.is_machine() {
+            stopped.push(SessionRow::from(&view));
+        } else {
+            client.out.data(&format!("{}\n", view.session))?;
+        }
+    }
+    if client.out.is_machine() {
+        client.out.value(&stopped)?;
     }
     Ok(())
 }
 
 pub(super) async fn remove(client: &Client, args: RmArgs) -> Result<(), CliError> {
+    let mut removed = Vec::new();
     for session in args.sessions {
-        client
-            .call::<Remove>(&SessionRef {
-                session: session.clone(),
-            })
-            .await?;
-        client.out.remark(super::out::clean(&session));
+        let view = client.call::<Get>(&SessionRef { session }).await?;
+        let request = SessionRef {
+            session: view.session.to_string(),
+        };
+        client.call::<Remove>(&request).await?;
+        if client.out.is_machine() {
+            removed.push(SessionRow::from(&view));
+        } else {
+            client.out.data(&format!("{}\n", view.session))?;
+        }
+    }
+    if client.out.is_machine() {
+        client.out.value(&removed)?;
     }
     Ok(())
 }

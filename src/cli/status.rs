@@ -100,8 +100,8 @@ pub(super) async fn status(client: &Client) -> Result<(), CliError> {
             format!("{} announcements", status.refused_announcements),
         ),
     ];
-    client.out.facts(&value, &facts)?;
-    if client.out.is_machine() || peers.is_empty() {
+    client.out.facts(&value, &status.node.to_string(), &facts)?;
+    if client.out.is_machine() || client.out.quiet || peers.is_empty() {
         return Ok(());
     }
     client.out.data("\n")?;

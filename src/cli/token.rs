@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use meshwork_identity::{
-    Limits, NodeId, NodeTags, Resource, Revocation, RevocationNotice, Revocations, Revoked, Scopes,
-    Timestamp, Token, TokenId, TokenRequest, VerifyContext,
+    Grant, Limits, NodeId, NodeTags, Resource, Revocation, RevocationNotice, Revocations, Revoked,
+    Scopes, Timestamp, Token, TokenId, TokenRequest, VerifyContext,
 };
 use meshwork_proto::ByteSize;
 use meshwork_proto::mesh::{Revoke, RevokeTokens};
@@ -15,6 +15,8 @@ use serde::Serialize;
 
 use super::client::{self, Client};
 use super::error::{CliError, Code};
+use super::join::CLOCK_TOLERANCE;
+use super::out::{counted, exact_size, span};
 use super::{Context, values};
 use crate::ambient::{now, random};
 use crate::home::{Home, HomeError, Who};
@@ -67,7 +69,7 @@ pub(super) struct LimitArgs {
     #[arg(long, value_parser = values::cpu_millis)]
     cpu: Option<u64>,
     /// At most so much memory on a node
-    #[arg(long)]
+    #[arg(long, value_parser = values::memory)]
     mem: Option<ByteSize>,
     /// At most so many kernels on a node
     #[arg(long)]
@@ -115,8 +117,8 @@ pub(super) fn token(cx: &Context, command: TokenCommand) -> Result<(), CliError>
         TokenCommand::Use(arg) => adopt(cx, &read(&arg.token)?),
         TokenCommand::Revoke(args) => {
             cx.home.mesh()?;
-            let revocation = revocation(&cx.home, &args)?;
-            client::with(cx, async |c| revoke(c, revocation).await)
+            let (what, revocation) = revocation(&cx.home, &args)?;
+            client::with(cx, async |c| revoke(c, what, revocation).await)
         }
     }
 }
@@ -153,6 +155,17 @@ fn issue(cx: &Context, args: IssueArgs) -> Result<(), CliError> {
     } else {
         let holder = cx.home.identity(Who::User)?;
         let own = own_token(&cx.home)?;
+        let left = own.claims().depth;
+        if (1..=args.depth).contains(&left) {
+            let text = format!(
+                "your token may be passed on {}, so --depth {} is too deep",
+                counted(left.into(), "more time"),
+                args.depth
+            );
+            return Err(
+                CliError::new(Code::TOKEN, text).fix(format_args!("--depth {} or less", left - 1))
+            );
+        }
         own.delegate(&holder, request, now(), random())?
     };
     if cx.out.is_machine() {
@@ -187,10 +200,14 @@ fn show(cx: &Context, token: &Token) -> Result<(), CliError> {
     if cx.out.is_machine() {
         return cx.out.value(&serde_json::json!({ "links": links }));
     }
+    if cx.out.quiet {
+        return cx.out.data(&format!("{}\n", token.id()));
+    }
     for (n, link) in links.iter().enumerate() {
         let who = if n == 0 { "authority" } else { "delegated by" };
         cx.out.facts(
             &(),
+            &link.id,
             &[
                 (who, link.issuer.to_string()),
                 ("  to", link.subject.to_string()),
@@ -215,14 +232,22 @@ fn show(cx: &Context, token: &Token) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Thousandths of hardware threads as people write them: `2`, `0.5`.
+fn threads(millis: u64) -> String {
+    let text = format!("{}.{:03}", millis / 1000, millis % 1000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
 fn view(link: &meshwork_identity::Link) -> LinkView {
     let claims = link.claims();
     let limits = &claims.limits;
     let list = [
-        limits.gpus.map(|n| format!("{n} GPUs")),
-        limits.cpu_millis.map(|n| format!("{n}m cpu")),
-        limits.mem_bytes.map(|n| format!("{} memory", ByteSize(n))),
-        limits.kernels.map(|n| format!("{n} kernels")),
+        limits.gpus.map(|n| counted(n as usize, "GPU")),
+        limits.cpu_millis.map(|n| format!("{} cpu", threads(n))),
+        limits
+            .mem_bytes
+            .map(|n| format!("{} memory", exact_size(n))),
+        limits.kernels.map(|n| counted(n as usize, "kernel")),
         (!limits.node_tags.is_empty()).then(|| format!("nodes tagged {}", limits.node_tags)),
     ];
     LinkView {
@@ -240,20 +265,36 @@ fn view(link: &meshwork_identity::Link) -> LinkView {
 
 fn verify(cx: &Context, token: &Token) -> Result<(), CliError> {
     let root = cx.home.mesh()?.authority;
-    let grant = token.verify(&VerifyContext::new(&root, now(), &Revocations::new()))?;
+    let now = now();
+    let grant = token.verify(&VerifyContext::new(&root, now, &Revocations::new()))?;
+    let until = if now < grant.expires {
+        grant.expires.to_string()
+    } else {
+        format!(
+            "{} (expired {} ago; still holds, as clocks may differ by {}s)",
+            grant.expires,
+            span(now.duration_since(grant.expires)),
+            CLOCK_TOLERANCE.as_secs()
+        )
+    };
     let facts = [
         ("holds for", grant.subject.to_string()),
         ("may", format!("{} on {}", grant.scopes, grant.resource)),
-        ("until", grant.expires.to_string()),
+        ("until", until),
     ];
-    let value = serde_json::json!({
-        "subject": grant.subject, "scopes": grant.scopes.to_string(),
-        "resource": grant.resource.to_string(), "expires": grant.expires.to_string(),
-    });
-    cx.out.facts(&value, &facts)?;
+    let value = grant_value(&grant);
+    cx.out.facts(&value, &grant.subject.to_string(), &facts)?;
     cx.out
         .warn("checked offline: whether it was revoked, only the mesh knows");
     Ok(())
+}
+
+/// What a token allows, for programs.
+fn grant_value(grant: &Grant) -> serde_json::Value {
+    serde_json::json!({
+        "subject": grant.subject, "scopes": grant.scopes.to_string(),
+        "resource": grant.resource.to_string(), "expires": grant.expires.to_string(),
+    })
 }
 
 fn adopt(cx: &Context, token: &Token) -> Result<(), CliError> {
@@ -267,15 +308,15 @@ fn adopt(cx: &Context, token: &Token) -> Result<(), CliError> {
         return Err(meshwork_identity::TokenError::WrongSubject { expected, actual }.into());
     }
     cx.home.write_token(Who::User, token)?;
-    cx.out.ok(format_args!(
+    let text = format!(
         "you may {} on {} until {}",
         grant.scopes, grant.resource, grant.expires
-    ));
-    Ok(())
+    );
+    cx.out.done(&grant_value(&grant), text)
 }
 
 /// The signed revocation: by the authority where its key is, else by the user as an admin.
-fn revocation(home: &Home, args: &RevokeArgs) -> Result<Revocation, CliError> {
+fn revocation(home: &Home, args: &RevokeArgs) -> Result<(Revoked, Revocation), CliError> {
     let (what, keep_until) = match (&args.node, &args.token) {
         (Some(node), _) => (Revoked::Node(*node), Timestamp::MAX),
         (None, Some(text)) => {
@@ -297,17 +338,21 @@ fn revocation(home: &Home, args: &RevokeArgs) -> Result<Revocation, CliError> {
         Some(authority) => Revocation::by_authority(&authority, &notice),
         None => Revocation::by_admin(&home.identity(Who::User)?, own_token(home)?, &notice),
     }
+    .map(|revocation| (what, revocation))
     .map_err(|e| CliError::new(Code::INTERNAL, e))
 }
 
-async fn revoke(client: &Client, revocation: Revocation) -> Result<(), CliError> {
+async fn revoke(client: &Client, what: Revoked, revocation: Revocation) -> Result<(), CliError> {
     client
         .call::<RevokeTokens>(&Revoke {
             items: vec![revocation],
         })
         .await?;
+    let value = match what {
+        Revoked::Token(id) => serde_json::json!({ "token": id.to_string() }),
+        Revoked::Node(id) => serde_json::json!({ "node": id }),
+    };
     client
         .out
-        .ok("revoked; every node learns it from its neighbours");
-    Ok(())
+        .done(&value, "revoked; every node learns it from its neighbours")
 }

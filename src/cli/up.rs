@@ -1,6 +1,5 @@
 //! `meshwork up`: runs the node of this machine.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
@@ -10,25 +9,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use meshwork_agent::hardware;
 use meshwork_proto::ByteSize;
 use meshwork_proto::announcement::{Gpu, Role};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::{CliError, Code};
-use super::out::{Out, span};
+use super::out::span;
 use super::{Context, init};
-use crate::config::{Config, node_name};
+use crate::config::{Config, node_name, role};
 use crate::home::{Home, HomeError, RunFile, Who};
-use crate::node::{Node, NodeError, OnStep, Step};
+use crate::node::{Node, NodeError, OnStep, Step, agent_config};
 
 /// Worker threads of a node: its load is small packets, not computing.
 const WORKERS: usize = 2;
 /// Time to finish running calls after the first signal.
-const DRAIN: Duration = Duration::from_secs(10);
+pub(super) const DRAIN: Duration = Duration::from_secs(10);
 /// Time for a detached node to get ready.
 const DETACHED_START: Duration = Duration::from_secs(20);
 /// Time between two looks at whether it does.
-const LOOK: Duration = Duration::from_millis(20);
+pub(super) const LOOK: Duration = Duration::from_millis(20);
+/// What helps against a description of GPUs that cannot be used.
+pub(super) const MOCK_FIX: &str =
+    "name a readable file like configs/mock-gpus.toml, or leave mock_accelerators out";
 
 #[derive(Debug, Args)]
 pub(super) struct UpArgs {
@@ -46,7 +49,7 @@ pub(super) struct NodeArgs {
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<SocketAddr>,
     /// What the node does: agent, manager (repeat for several) [default: of config.toml, else what it joined as]
-    #[arg(long = "role", value_name = "ROLE")]
+    #[arg(long = "role", value_parser = role, value_name = "ROLE")]
     roles: Vec<Role>,
     /// Name of the node [default: of config.toml, else the host's name]
     #[arg(long, value_parser = node_name)]
@@ -73,6 +76,8 @@ pub(super) fn up(cx: &Context, args: &UpArgs) -> Result<(), CliError> {
 /// wait for it.
 pub(super) fn serve(cx: &Context, args: &NodeArgs, began: Instant) -> Result<(), CliError> {
     let config = config(&cx.home, args)?;
+    // Whether there is a node to run at all, before a process or a folder is made for it.
+    cx.home.identity(Who::Node)?;
     if args.detach {
         return detach(cx, args);
     }
@@ -94,14 +99,33 @@ fn config(home: &Home, args: &NodeArgs) -> Result<Config, CliError> {
     if !args.roles.is_empty() {
         config.roles = Some(args.roles.iter().copied().collect());
     }
-    let unknown: BTreeSet<Role> = [Role::Relay, Role::Storage].into();
-    if let Some(role) = config.roles.iter().flatten().find(|r| unknown.contains(r)) {
-        return Err(
-            CliError::new(Code::VALUE, format!("this version cannot be a {role} yet"))
-                .fix("use the roles agent and manager"),
-        );
-    }
     Ok(config)
+}
+
+/// Refuses settings of the agent's part that cannot work on this machine.
+async fn check_agent(home: &Home, config: &Config) -> Result<(), CliError> {
+    let wrong = |text: String, fix: &str| {
+        let file = home.path("config.toml");
+        CliError::new(Code::CONFIG, format!("{}: {text}", file.display())).fix(fix)
+    };
+    let reserved = config.agent.reserved_cpus;
+    if reserved > 0 {
+        let threads = hardware::collect(home.root(), Vec::new()).0.cpu_threads;
+        if reserved >= threads {
+            return Err(wrong(
+                format!(
+                    "reserved_cpus = {reserved} leaves none of this machine's {threads} hardware threads to containers"
+                ),
+                "reserve fewer",
+            ));
+        }
+    }
+    if config.agent.mock_accelerators.is_some() {
+        meshwork_agent::probe_gpus(&agent_config(home, config))
+            .await
+            .map_err(|e| wrong(format!("mock_accelerators: {e}"), MOCK_FIX))?;
+    }
+    Ok(())
 }
 
 async fn run(
@@ -112,13 +136,14 @@ async fn run(
 ) -> Result<(), CliError> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    check_agent(&cx.home, &config).await?;
     let identity = cx.home.identity(Who::Node)?.node_id();
     cx.out.ok(format_args!(
         "identity  {} (ed25519, {})",
         identity.short(),
         cx.home.key_path(Who::Node).display()
     ));
-    let node = Node::start(&cx.home, config, tell(cx.out, began)).await?;
+    let node = Node::start(&cx.home, config, tell(cx, began)).await?;
     if cx.home.authority()?.is_some() {
         cx.out.remark("next: meshwork invite --role agent");
     }
@@ -149,7 +174,8 @@ async fn stdin_closed() {
 }
 
 /// Prints the steps of a starting node, each once: the agent's part may be tried many times.
-fn tell(out: Out, began: Instant) -> OnStep {
+fn tell(cx: &Context, began: Instant) -> OnStep {
+    let (out, home) = (cx.out, cx.home.clone());
     let complained = AtomicBool::new(false);
     Arc::new(move |step| match step {
         Step::Listening(addresses) => {
@@ -175,6 +201,13 @@ fn tell(out: Out, began: Instant) -> OnStep {
                 "announced, signed  → ready in {}",
                 span(began.elapsed())
             ));
+            // A program reads where the node listens, and goes on when standard output says it.
+            if out.is_machine()
+                && let Ok(Some(run)) = home.running()
+                && let Err(error) = out.value(&run)
+            {
+                tracing::warn!(%error, "nobody reads where the node listens");
+            }
         }
     })
 }
@@ -193,7 +226,7 @@ fn detach(cx: &Context, args: &NodeArgs) -> Result<(), CliError> {
         return Err(HomeError::Running(cx.home.root().to_owned()).into());
     }
     let log = cx.home.path("run/node.log");
-    fs::create_dir_all(cx.home.path("run"))?;
+    cx.home.make_run_folder()?;
     let file = File::create(&log).map_err(|e| CliError::file(&log, &e))?;
     let mut command = Command::new(std::env::current_exe()?);
     command
@@ -227,15 +260,12 @@ fn detach(cx: &Context, args: &NodeArgs) -> Result<(), CliError> {
         }
         if let Some(status) = child.try_wait()? {
             let text = fs::read_to_string(&log).unwrap_or_default();
-            let last = text
-                .lines()
-                .rev()
-                .find(|l| l.contains("error["))
-                .unwrap_or_default();
-            return Err(
-                CliError::new(Code::START, format!("the node ended ({status}): {last}"))
-                    .fix(format_args!("see {}", log.display())),
-            );
+            let error = CliError::from_printed(&text)
+                .unwrap_or_else(|| CliError::new(Code::START, format!("the node ended: {status}")));
+            return Err(match error.fix {
+                Some(_) => error,
+                None => error.fix(format_args!("see {}", log.display())),
+            });
         }
         if began.elapsed() > DETACHED_START {
             return Err(CliError::new(Code::START, "the node is not ready yet")

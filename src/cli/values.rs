@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use meshwork_proto::ByteSize;
 use meshwork_proto::kernel::Mount;
+use meshwork_proto::slots::GpuRequest;
 
 /// `90s`, `30m`, `8h`, `7d`; also several after another: `1h30m`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
@@ -53,6 +55,36 @@ pub(crate) fn cpu_millis(text: &str) -> Result<u64, String> {
         .and_then(|w| w.checked_add(fraction))
         .filter(|m| *m > 0)
         .ok_or_else(fail)
+}
+
+/// An amount of memory with its unit: `512MiB`. A bare number would be bytes, which nobody means.
+pub(crate) fn memory(text: &str) -> Result<ByteSize, String> {
+    if is_bare(text) {
+        return Err(unitless(text));
+    }
+    text.parse::<ByteSize>().map_err(|e| e.to_string())
+}
+
+/// GPUs wanted; amounts of memory in it have a unit, only the count has none.
+pub(crate) fn gpus(text: &str) -> Result<GpuRequest, String> {
+    let bare = text
+        .split(':')
+        .filter(|part| part.trim().parse::<u32>().is_err())
+        .flat_map(|part| part.split(".."))
+        .find(|size| is_bare(size));
+    match bare {
+        Some(size) => Err(unitless(size)),
+        None => text.parse(),
+    }
+}
+
+fn is_bare(text: &str) -> bool {
+    let text = text.trim();
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.')
+}
+
+fn unitless(text: &str) -> String {
+    format!("`{text}` is no amount of memory; write a unit: 40GB")
 }
 
 /// `NAME=VALUE`, or `NAME` for the value that it has here.
@@ -127,6 +159,20 @@ mod tests {
             "18446744073709551615",
         ] {
             assert!(cpu_millis(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn memory_has_a_unit() {
+        assert_eq!(memory("512MiB"), Ok(ByteSize(512 << 20)));
+        for text in ["4096", "1.5", " 7 ", "", "GB"] {
+            assert!(memory(text).is_err(), "{text}");
+        }
+        for text in ["2", "40GB..", "24GB..48GB:2", "nvidia:A100:..80GB"] {
+            assert!(gpus(text).is_ok(), "{text}");
+        }
+        for text in ["40..80", "40GB..80", "..80:2", "A100:1.5", "99999999999"] {
+            assert!(gpus(text).unwrap_err().contains("write a unit"), "{text}");
         }
     }
 

@@ -6,6 +6,9 @@ use std::process::Stdio;
 
 use crate::support::{Done, Home, signal};
 
+const KILLED: &str = "meshwork-demo-0000000000000001";
+const RUNNING: &str = "meshwork-demo-0000000000000002";
+
 fn left_in(folder: &Path) -> usize {
     fs::read_dir(folder).expect("the folder is there").count()
 }
@@ -57,4 +60,32 @@ fn interrupted_it_cleans_up() {
         "{done:?}"
     );
     assert_eq!(left_in(tmp.path()), 0);
+}
+
+#[test]
+fn what_a_killed_demo_left_goes_with_the_next() {
+    let home = Home::new();
+    let tmp = tempfile::tempdir().unwrap();
+    let lock = |name: &str| {
+        fs::create_dir(tmp.path().join(name)).unwrap();
+        fs::File::create(tmp.path().join(name).join("lock")).unwrap()
+    };
+    drop(lock(KILLED));
+    let held = lock(RUNNING);
+    held.lock().unwrap();
+    fs::create_dir(tmp.path().join("meshwork-demo-notes")).unwrap();
+    let output = home
+        .command(&["demo", "-o", "json"])
+        .env("TMPDIR", tmp.path())
+        .output()
+        .unwrap();
+    let steps: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let steps = steps.as_array().unwrap();
+    assert!(
+        !steps.is_empty() && steps.iter().all(|step| step["ok"] == true),
+        "{steps:?}"
+    );
+    assert!(!tmp.path().join(KILLED).exists());
+    assert!(tmp.path().join(RUNNING).join("lock").exists());
+    assert_eq!(left_in(tmp.path()), 2, "only what has a demo's lock is one");
 }

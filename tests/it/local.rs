@@ -218,3 +218,98 @@ fn output_forms() {
     assert_eq!(mesh["health"], "failed");
     assert_eq!(done.status.code(), Some(1));
 }
+
+#[test]
+fn memory_without_a_unit_is_refused() {
+    let home = Home::new();
+    home.ok(&["init"]);
+    let commands: [&[&str]; 5] = [
+        &["run", "--mem", "4096", "x"],
+        &["run", "--shm", "64", "x"],
+        &["run", "--gpu", "40..80", "x"],
+        &["invite", "--mem", "2"],
+        &["token", "issue", "--to", OTHER, "--mem", "2"],
+    ];
+    for args in commands {
+        let error = home.fails(1, args);
+        assert!(
+            error.contains("error[E100]") && error.contains("write a unit: 40GB"),
+            "{args:?}: {error}"
+        );
+    }
+}
+
+#[test]
+fn settings_that_cannot_work_are_refused_once() {
+    let home = Home::new();
+    home.ok(&["init"]);
+    for (setting, says) in [
+        ("mock_accelerators = \"/nowhere.toml\"", "/nowhere.toml"),
+        (
+            "reserved_cpus = 100000",
+            "reserved_cpus = 100000 leaves none",
+        ),
+    ] {
+        let text = format!("listen = \"127.0.0.1:0\"\n[agent]\n{setting}\n");
+        fs::write(home.path().join("home/config.toml"), text).unwrap();
+        let error = home.fails(1, &["up"]);
+        assert!(
+            error.starts_with("error[E103] HOME/config.toml: ")
+                && error.contains(says)
+                && error.contains(". fix: "),
+            "{error}"
+        );
+        assert_eq!(error.lines().count(), 1, "{error}");
+        assert_eq!(home.fails(1, &["up", "-d"]), error, "the same from afar");
+    }
+}
+
+#[test]
+fn a_detached_node_is_told_of_and_stopped() {
+    let home = Home::new();
+    assert!(home.fails(1, &["down"]).starts_with("error[E101]"));
+    let user = id(&home, "user");
+    assert_eq!(home.ok(&["whoami", "-q"]).trim(), user);
+    let me: Value = serde_json::from_str(&home.ok(&["whoami", "-o", "json"])).unwrap();
+    assert_eq!(me["user"]["id"].as_str(), Some(&*user));
+    assert_eq!(me["roles"], serde_json::json!([]), "not decided yet");
+    assert!(me["node"]["expires"].is_string(), "{me}");
+
+    let up = ["up", "-d", "--role", "manager", "--listen", "127.0.0.1:0"];
+    home.ok(&up);
+    let mode = fs::metadata(home.path().join("home/run")).unwrap();
+    assert_eq!(mode.permissions().mode() & 0o777, 0o700);
+    assert!(home.ok(&["whoami"]).contains("  roles  manager"));
+    assert!(home.fails(1, &up).starts_with("error[E105]"));
+    assert!(home.ok(&["down"]).contains("ended"));
+    assert!(!home.path().join("home/run/node.addr").exists());
+    assert!(home.ok(&["down"]).contains("no node runs here"));
+}
+
+#[test]
+fn a_token_says_exactly_what_it_limits_and_how_deep_it_goes() {
+    let home = Home::new();
+    home.ok(&["init"]);
+    let issue = ["token", "issue", "--to", OTHER];
+    let limits = [
+        "--gpus",
+        "1",
+        "--cpu",
+        "1.5",
+        "--mem",
+        "2GiB",
+        "--kernels",
+        "1",
+    ];
+    let token = home.ok(&[&issue[..], &limits].concat());
+    let shown: Value =
+        serde_json::from_str(&home.ok(&["token", "show", token.trim(), "-o", "json"])).unwrap();
+    assert_eq!(
+        shown["links"][1]["limits"],
+        serde_json::json!(["1 GPU", "1.5 cpu", "2GiB memory", "1 kernel"])
+    );
+    insta::assert_snapshot!(
+        home.fails(3, &[&issue[..], &["--depth", "3"]].concat()),
+        @"error[E305] your token may be passed on 3 more times, so --depth 3 is too deep. fix: --depth 2 or less"
+    );
+}

@@ -77,7 +77,10 @@ fn a_machine_joins_with_one_line_once_and_is_found_by_query() {
         "a ticket of one use: {again}"
     );
     let twice = lab.fails(1, &["join", &line]);
-    assert!(twice.starts_with("error[E102]"), "{twice}");
+    assert!(
+        twice.starts_with("error[E102] HOME has a node of this mesh already. fix: meshwork up"),
+        "{twice}"
+    );
 }
 
 #[test]
@@ -93,7 +96,21 @@ fn a_person_joins_from_afar_and_is_cut_off() {
     );
 
     let token = fs::read_to_string(user.path().join("home/tokens/user.token")).unwrap();
-    boss.ok(&["token", "revoke", token.trim()]);
+    // A user without a node is told apart from nobody.
+    let no_node = user.fails(1, &["up"]);
+    assert!(
+        no_node.starts_with("error[E101] nothing to run here: only a user joined"),
+        "{no_node}"
+    );
+    assert_eq!(user.fails(1, &["up", "-d"]), no_node);
+    assert!(!user.path().join("home/run").exists());
+    let used = json(&user.ok(&["token", "use", token.trim(), "-o", "json"]));
+    let revoked = json(&boss.ok(&["token", "revoke", token.trim(), "-o", "json"]));
+    assert_eq!(
+        revoked["token"].as_str(),
+        Some(user.ok(&["token", "show", "-q", token.trim()]).trim()),
+        "{used}"
+    );
     let cut = user.fails(3, &["ps"]);
     assert!(cut.starts_with("error[E304]"), "{cut}");
 }
@@ -204,7 +221,7 @@ fn one_home_runs_one_node() {
     let second = boss.fails(1, &["up", "--listen", "127.0.0.1:0"]);
     assert_eq!(
         second,
-        "error[E105] a node runs from HOME already. fix: stop it, or use another folder: --home DIR\n"
+        "error[E105] a node runs from HOME already. fix: meshwork down stops it; for a second one use another folder: --home DIR\n"
     );
     drop(running);
     let gone = boss.fails(4, &["ps"]);
@@ -220,11 +237,11 @@ fn names_from_afar_do_not_steer_the_terminal() {
     let evil = Home::new();
     let line = ticket(&boss, &[]);
     fs::create_dir(evil.path().join("home")).unwrap();
-    fs::write(
-        evil.path().join("home/config.toml"),
-        "tags = [\"t\\u001b[2J\\u202eag\"]\n",
-    )
-    .unwrap();
+    // A device's name is the driver's, so anything may stand in it.
+    let mock = evil.path().join("gpus.toml");
+    fs::write(&mock, "slot_name = \"cuda\"\n[[devices]]\nmother_uuid = \"a\"\nmodel_name = \"t\\u001b[2J\\u202eag\"\nmemory_size = \"80GB\"\n").unwrap();
+    let config = format!("[agent]\nmock_accelerators = {mock:?}\n");
+    fs::write(evil.path().join("home/config.toml"), config).unwrap();
     let _agent = evil.start(&["join", &line, "--name", "evil"]);
     let ls = boss.eventually(&["node", "ls", "-o", "wide"], |done| {
         done.out.contains("evil")

@@ -1,8 +1,8 @@
 //! What the demo is played with: a temporary folder, child processes, an image. All of it is gone
 //! after [`Stage::clean_up`].
 
-use std::fs::{self, DirBuilder};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::super::docker::{Docker, DockerError, tar};
 use super::super::error::{CliError, Code};
+use super::super::out::Out;
 use crate::ambient::random;
 use crate::home::{Home, Who};
 
@@ -28,31 +29,65 @@ const START: Duration = Duration::from_secs(20);
 const END: Duration = Duration::from_secs(15);
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(50);
+/// Begin of the names of the folder and the image.
+const PREFIX: &str = "meshwork-demo-";
+/// In the folder, locked as long as its demo runs.
+const LOCK: &str = "lock";
 /// The demo's nodes besides the manager.
 const AGENTS: [&str; 2] = ["gpu-box", "cpu-box"];
 
 /// Everything that must be gone in the end.
 pub(super) struct Stage {
+    out: Out,
     folder: PathBuf,
+    _lock: File,
     program: PathBuf,
     nodes: Vec<Child>,
     image: Option<(Docker, String)>,
 }
 
 impl Stage {
-    pub(super) fn new() -> Result<Self, CliError> {
+    pub(super) fn new(out: Out) -> Result<Self, CliError> {
         let number = u64::from_be_bytes(random());
-        let folder = std::env::temp_dir().join(format!("meshwork-demo-{number:016x}"));
+        let folder = std::env::temp_dir().join(format!("{PREFIX}{number:016x}"));
         DirBuilder::new()
             .mode(0o700)
             .create(&folder)
             .map_err(|e| CliError::file(&folder, &e))?;
+        let lock = take(&folder).map_err(|e| CliError::file(&folder, &e))?;
         Ok(Self {
+            out,
             folder,
+            _lock: lock,
             program: std::env::current_exe()?,
             nodes: Vec::new(),
             image: None,
         })
+    }
+
+    /// Removes what demos left that were killed (`kill -9`): their nodes ended with them, but
+    /// not their folder, image and containers. What cannot be removed is left to the next one.
+    pub(super) async fn sweep(&self) {
+        let owner = fs::metadata(&self.folder).map(|meta| meta.uid()).ok();
+        let entries = self.folder.parent().and_then(|tmp| fs::read_dir(tmp).ok());
+        for entry in entries.into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let ours = entry
+                .metadata()
+                .is_ok_and(|meta| meta.is_dir() && Some(meta.uid()) == owner);
+            let lock = File::open(entry.path().join(LOCK));
+            if !name.starts_with(PREFIX) || !ours || !lock.is_ok_and(|f| f.try_lock().is_ok()) {
+                continue;
+            }
+            if let Ok(docker) = Docker::find(None)
+                && let Err(error) = remove_image(&docker, &image_of(&name)).await
+            {
+                tracing::debug!(%error, %name, "an old demo's image stays");
+            }
+            if let Err(error) = fs::remove_dir_all(entry.path()) {
+                tracing::debug!(%error, %name, "an old demo's folder stays");
+            }
+        }
     }
 
     fn home(&self, name: &str) -> Home {
@@ -165,7 +200,7 @@ impl Stage {
             .folder
             .file_name()
             .map(|n| n.to_string_lossy().into_owned());
-        let name = format!("{}:latest", name.unwrap_or_default());
+        let name = image_of(&name.unwrap_or_default());
         // Noted first: also a half-made image is removed.
         self.image = Some((docker.clone(), name.clone()));
         let entry = format!("ENTRYPOINT [\"/{PROGRAM}\"]");
@@ -179,6 +214,9 @@ impl Stage {
 
     /// Runs a command as the manager's user and shows what it prints; it must succeed.
     pub(super) async fn show(&self, args: &[&str]) -> Result<(), CliError> {
+        if self.out.quiet || self.out.is_machine() {
+            return self.output(args).await.map(drop);
+        }
         let status = self.command("manager", args).status().await?;
         if status.success() {
             Ok(())
@@ -253,6 +291,20 @@ impl Stage {
         fs::remove_dir_all(&self.folder).map_err(|e| CliError::file(&self.folder, &e))?;
         Ok(image?)
     }
+}
+
+/// Makes the folder's lock and takes it. It appears locked, so that no sweep takes it in between.
+fn take(folder: &Path) -> std::io::Result<File> {
+    let new = folder.join("lock.new");
+    let file = File::create(&new)?;
+    file.try_lock()?;
+    fs::rename(new, folder.join(LOCK))?;
+    Ok(file)
+}
+
+/// The image of the demo in the folder of this name.
+fn image_of(folder: &str) -> String {
+    format!("{folder}:latest")
 }
 
 /// Kernels outlive their agent, so what is still there of this image goes with it.

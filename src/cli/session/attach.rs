@@ -1,5 +1,6 @@
 //! An attached run: shows how the session comes up, its output, and how it ended.
 
+use std::cell::RefCell;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -9,15 +10,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use meshwork_proto::agent::PullProgress;
 use meshwork_proto::kernel::{Exit, ExitReason};
 use meshwork_proto::manager::{Remove, SessionRef, Stop, StopSession, Watch};
-use meshwork_proto::session::{SessionState, SessionUpdate};
+use meshwork_proto::session::{SessionState, SessionUpdate, SessionView};
 use meshwork_proto::{RpcError, SessionId};
 use tokio::sync::watch;
 
 use super::super::client::{Client, may_pass};
 use super::super::error::{CliError, Code};
-use super::super::out::span;
-use super::exit_code;
+use super::super::out::{Out, span};
 use super::follow::{FIRST_PAUSE, Follow, LONGEST_PAUSE, TRIES};
+use super::{exit_code, reason_text};
 
 /// Time for the rest of the output to arrive after the session ended.
 const LAST_OUTPUT: Duration = Duration::from_secs(10);
@@ -25,34 +26,33 @@ const LAST_OUTPUT: Duration = Duration::from_secs(10);
 /// Stays with a session until it ends; the exit code is the container's. `remove`: forget it then.
 pub(in super::super) async fn attach(
     client: &Client,
-    session: SessionId,
+    view: &SessionView,
     remove: bool,
 ) -> Result<ExitCode, CliError> {
+    let session = view.session;
     let began = Instant::now();
+    let line = Line::new(client.out, session);
     let (exit, before) = tokio::select! {
-        end = to_its_end(client, session) => end?,
-        () = interrupted_twice(client, session) => {
+        end = to_its_end(client, session, &line) => end?,
+        () = interrupted_twice(client, session, &line) => {
+            line.end();
             client.out.note(format_args!("not waited for: meshwork logs -f {}", session.short()));
             return Ok(ExitCode::from(130));
         }
     };
+    let end = match exit.reason {
+        ExitReason::SelfTerminated => "done".to_owned(),
+        reason => reason_text(reason),
+    };
     let code = exit
         .code
-        .map_or_else(|| "none".to_owned(), |code| code.to_string());
-    client.out.note(format_args!(
-        "{} {}  exit {code} ({})",
-        session.short(),
-        if exit.reason == ExitReason::SelfTerminated {
-            "done".into()
-        } else {
-            exit.reason.to_string()
-        },
-        span(began.elapsed()),
-    ));
+        .map_or_else(String::new, |code| format!(" exit {code}"));
+    line.add(&format!("{end}{code} ({})", span(began.elapsed())));
+    line.end();
     if remove {
         forget(client, session).await?;
     }
-    outcome(exit, before.as_ref())
+    outcome(view, exit, before.as_ref())
 }
 
 /// The manager forgets such a session by itself some time after its end; all of it was shown here, so
@@ -68,13 +68,21 @@ async fn forget(client: &Client, session: SessionId) -> Result<(), CliError> {
 }
 
 /// `before`: what the session was before it ended.
-fn outcome(exit: Exit, before: Option<&SessionState>) -> Result<ExitCode, CliError> {
+fn outcome(
+    view: &SessionView,
+    exit: Exit,
+    before: Option<&SessionState>,
+) -> Result<ExitCode, CliError> {
     let message = exit.message.unwrap_or_else(|| exit.reason.to_string());
     match (exit.reason, exit.code) {
         (ExitReason::FailedToStart | ExitReason::DeadlineExceeded, None)
             if before == Some(&SessionState::Pulling) =>
         {
-            Err(CliError::new(Code::IMAGE, message))
+            let text = format!("image `{}` was not fetched: {message}", view.image);
+            Err(CliError::new(Code::IMAGE, text).fix(format_args!(
+                "check its name, and that {} reaches its registry",
+                view.node_name
+            )))
         }
         (ExitReason::FailedToStart | ExitReason::DeadlineExceeded, None) => {
             Err(CliError::new(Code::NOT_STARTED, message))
@@ -89,10 +97,11 @@ fn outcome(exit: Exit, before: Option<&SessionState>) -> Result<ExitCode, CliErr
 async fn to_its_end(
     client: &Client,
     session: SessionId,
+    line: &Line,
 ) -> Result<(Exit, Option<SessionState>), CliError> {
     let (started, is_started) = watch::channel(false);
     let mut output = pin!(output(client, session, is_started));
-    let mut watching = pin!(Progress::new(client, started).watch(session));
+    let mut watching = pin!(Progress::new(client, line, started).watch(session));
     let mut shown = None;
     let (exit, before) = loop {
         tokio::select! {
@@ -131,10 +140,11 @@ async fn output(
 }
 
 /// The first Ctrl-C stops the session, whose end then ends the run; the second ends this.
-async fn interrupted_twice(client: &Client, session: SessionId) {
+async fn interrupted_twice(client: &Client, session: SessionId, line: &Line) {
     if tokio::signal::ctrl_c().await.is_err() {
         return std::future::pending().await;
     }
+    line.end();
     client
         .out
         .note("stopping (Ctrl-C again: do not wait for it)");
@@ -152,18 +162,73 @@ async fn interrupted_twice(client: &Client, session: SessionId) {
     let _ = tokio::signal::ctrl_c().await;
 }
 
+/// The line that grows with a session: `job s-7f3a  pulling → creating → running`. On standard
+/// error, as all that is not the container's own standard output.
+struct Line {
+    out: Out,
+    head: String,
+    states: RefCell<Vec<String>>,
+}
+
+impl Line {
+    fn new(out: Out, session: SessionId) -> Self {
+        Self {
+            out,
+            head: format!("job {}  ", session.short()),
+            states: RefCell::default(),
+        }
+    }
+
+    /// What stands there now.
+    fn text(&self) -> String {
+        format!("{}{}", self.head, self.states.borrow().join(" → "))
+    }
+
+    fn add(&self, state: &str) {
+        let mut states = self.states.borrow_mut();
+        let gap = if states.is_empty() {
+            &self.head
+        } else {
+            " → "
+        };
+        self.out.part(format_args!("{gap}{state}"));
+        states.push(state.to_owned());
+    }
+
+    /// Writes it anew, where a progress bar was drawn over it.
+    fn redraw(&self) {
+        self.out.part(self.text());
+    }
+
+    /// Ends it, if one was begun. What is added later begins another.
+    fn end(&self) {
+        if !self.states.take().is_empty() {
+            self.out.note("");
+        }
+    }
+}
+
+/// An error that follows begins a line of its own.
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 /// What is shown of a session on its way up.
 struct Progress<'a> {
     client: &'a Client,
+    line: &'a Line,
     bar: Option<ProgressBar>,
     state: Option<SessionState>,
     started: watch::Sender<bool>,
 }
 
 impl<'a> Progress<'a> {
-    fn new(client: &'a Client, started: watch::Sender<bool>) -> Self {
+    fn new(client: &'a Client, line: &'a Line, started: watch::Sender<bool>) -> Self {
         Self {
             client,
+            line,
             bar: None,
             state: None,
             started,
@@ -210,7 +275,7 @@ impl<'a> Progress<'a> {
             match update.map_err(|e| (heard, e))? {
                 SessionUpdate::Pull(progress) => self.pull(&progress),
                 SessionUpdate::View(view) => {
-                    if let Some(exit) = self.state(view.state, session) {
+                    if let Some(exit) = self.state(&view.state) {
                         return Ok(Some(exit));
                     }
                 }
@@ -220,26 +285,26 @@ impl<'a> Progress<'a> {
         Ok(None)
     }
 
-    fn state(&mut self, state: SessionState, session: SessionId) -> Option<Exit> {
-        if state != SessionState::Pulling
+    fn state(&mut self, state: &SessionState) -> Option<Exit> {
+        if self.state.as_ref() != Some(state)
             && let Some(bar) = self.bar.take()
         {
             bar.finish_and_clear();
+            self.line.redraw();
         }
         let exit = state.exit().cloned();
-        let ran = state == SessionState::Running || exit.as_ref().is_some_and(|e| e.code.is_some());
-        if ran {
-            self.started.send_replace(true);
-        }
         // Between failure and end it is cleaned up: that does not tell what failed.
-        if self.state.as_ref() != Some(&state)
+        if self.state.as_ref() != Some(state)
             && exit.is_none()
-            && state != SessionState::Terminating
+            && *state != SessionState::Terminating
         {
-            self.client
-                .out
-                .note(format_args!("{} {state}", session.short()));
-            self.state = Some(state);
+            self.line.add(state.name());
+            self.state = Some(state.clone());
+        }
+        if *state == SessionState::Running || exit.as_ref().is_some_and(|e| e.code.is_some()) {
+            // Its output has the terminal now.
+            self.line.end();
+            self.started.send_replace(true);
         }
         exit
     }
@@ -248,14 +313,28 @@ impl<'a> Progress<'a> {
         if !self.client.out.is_live() {
             return;
         }
+        // Before the sizes are known there is nothing to draw.
+        let PullProgress::Fetching {
+            current,
+            total: total @ 1..,
+        } = *progress
+        else {
+            return;
+        };
         let bar = self.bar.get_or_insert_with(|| {
             let style =
-                ProgressStyle::with_template("pulling {bytes}/{total_bytes} {bar:20} {elapsed}");
-            ProgressBar::new(0).with_style(style.expect("the template is well formed"))
+                ProgressStyle::with_template("{prefix} {bytes}/{total_bytes} {bar:20} {elapsed}");
+            // It draws from here on, over what stands in the line.
+            self.client.out.part('\r');
+            ProgressBar::new(0)
+                .with_style(
+                    style
+                        .expect("the template is well formed")
+                        .progress_chars("▇▇▁"),
+                )
+                .with_prefix(self.line.text())
         });
-        if let PullProgress::Fetching { current, total } = *progress {
-            bar.set_length(total);
-            bar.set_position(current);
-        }
+        bar.set_length(total);
+        bar.set_position(current);
     }
 }
