@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::command::Running;
+use crate::support::command::{Running, meshwork};
 use crate::support::docker::{self, IMAGE};
 use crate::support::mesh::{Mesh, small};
 use crate::support::node::Node;
@@ -294,4 +294,26 @@ fn a_node_that_is_not_there_is_unreachable() {
     mesh.run(&["ps", "--server", &server])
         .fails(4, "E402", &[&mesh.manager.id[..10]]);
     mesh.run(&["ps"]).fails(4, "E405", &["meshwork up"]);
+}
+
+#[test]
+fn the_demo_shows_everything_and_leaves_nothing() {
+    if !docker::wanted() {
+        return;
+    }
+    let tmp = tempfile::tempdir().unwrap();
+    let mut demo = meshwork(tmp.path(), &["demo"]);
+    demo.env("TMPDIR", tmp.path());
+    let told = Running::start(demo).finish().ok();
+    for shown in [
+        "8×A100 80GB",
+        "hello from kernel",
+        "error[E301]",
+        "✔ nothing is left",
+    ] {
+        assert!(told.contains(shown), "{shown}: {told}");
+    }
+    assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 0);
+    let images = ["images", "--quiet", "--filter", "reference=meshwork-demo-*"];
+    assert_eq!(docker::docker(&images), "");
 }

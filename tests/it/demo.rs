@@ -23,9 +23,9 @@ fn without_docker_it_shows_the_rest_and_how_to_get_it() {
         .output()
         .unwrap();
     let done = Done::from(output);
-    assert_eq!(done.code, 1, "{done:?}");
+    assert_eq!(done.code, 0, "{done:?}");
     assert!(
-        done.err.contains("error[E109]") && done.err.contains("apt-get install docker.io"),
+        done.err.contains("no container was run") && done.err.contains("apt-get install docker.io"),
         "{done:?}"
     );
     for shown in ["gpu-box", "8×A100 80GB", "error[E301]", "✔ nothing is left"] {
