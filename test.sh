@@ -54,11 +54,10 @@ say "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 
 say "tests"
+cargo test --workspace --doc --quiet
 if have cargo-nextest; then
   cargo nextest run --workspace
 else
   cargo test --workspace --no-fail-fast
 fi
-cargo test --workspace --doc --quiet
-
 say "all passed"
