@@ -20,8 +20,9 @@ use crate::home::{Home, HomeError, RunFile, Who};
 const DIAL: Duration = Duration::from_secs(10);
 /// Time for one call.
 const CALL: Duration = Duration::from_secs(30);
-/// Time to say goodbye.
-const GOODBYE: Duration = Duration::from_millis(500);
+/// Time to say goodbye: for the packet to leave. A full drain (three probe time-outs, RFC 9000
+/// §10.2) would hold every command up for 80 ms; a node that misses the packet finds out by itself.
+const GOODBYE: Duration = Duration::from_millis(10);
 /// Tries of one call, and the pause before the second; it doubles.
 const TRIES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
