@@ -25,6 +25,8 @@ if [ -z "${MESHWORK_SKIP_DOCKER:-}" ]; then
   have iptables || missing+=(iptables)
 fi
 [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
+# Newer Debian releases only recommend the client, as a package of its own.
+[ -n "${MESHWORK_SKIP_DOCKER:-}" ] || have docker || apt_install docker-cli
 cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
 cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
 for tool in cargo-machete cargo-deny; do
