@@ -18,6 +18,12 @@ impl Domain {
     pub const TOKEN: Self = Self("meshwork/token/v1");
     /// A node's description of itself.
     pub const ANNOUNCEMENT: Self = Self("meshwork/announcement/v1");
+    /// The renewal of a node's description, and what it has free.
+    pub const BEAT: Self = Self("meshwork/beat/v1");
+    /// A node's word that another is dead.
+    pub const SUSPICION: Self = Self("meshwork/suspicion/v1");
+    /// A new pre-shared key for the mesh.
+    pub const PSK_ROTATION: Self = Self("meshwork/psk-rotation/v1");
     /// The withdrawal of a token or a node.
     pub const REVOCATION: Self = Self("meshwork/revocation/v1");
     /// A user's order that a manager carries to an agent.
@@ -26,9 +32,12 @@ impl Domain {
     pub const MESH_ID: Self = Self("meshwork/mesh-id/v1");
 
     /// Every domain, for the test that holds them apart.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 8] = [
         Self::TOKEN,
         Self::ANNOUNCEMENT,
+        Self::BEAT,
+        Self::SUSPICION,
+        Self::PSK_ROTATION,
         Self::REVOCATION,
         Self::WARRANT,
         Self::MESH_ID,

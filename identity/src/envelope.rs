@@ -1,6 +1,8 @@
 //! Signed envelopes: any value, who says it, and for which purpose.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroize;
 
 use crate::{
     Domain, Identity, NodeId, Signature, SignatureError,
@@ -82,6 +84,18 @@ impl Envelope {
         self.body.len()
     }
 
+    /// 64 bits of a hash over all of it, to tell envelopes apart.
+    pub fn fingerprint(&self) -> u64 {
+        let digest: [u8; 32] = Sha256::digest(self.encode()).into();
+        let (first, _) = digest.split_at(8);
+        u64::from_be_bytes(first.try_into().expect("eight bytes"))
+    }
+
+    /// Overwrites the content in memory: for envelopes that carry a secret. It opens no more.
+    pub fn wipe(&mut self) {
+        self.body.zeroize();
+    }
+
     /// The envelope as bytes.
     pub fn encode(&self) -> Vec<u8> {
         codec::encode(self)
@@ -112,6 +126,15 @@ mod tests {
                 Err(EnvelopeError::Signature(SignatureError))
             );
         }
+    }
+
+    #[test]
+    fn what_is_wiped_is_gone() {
+        let identity = Identity::from_seed(&[1; 32]);
+        let mut envelope = Envelope::seal(&identity, &Domain::PSK_ROTATION, &[7u8; 32]).unwrap();
+        envelope.wipe();
+        assert_eq!(envelope.body_len(), 0);
+        assert!(envelope.open::<[u8; 32]>(&Domain::PSK_ROTATION).is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The X25519 key of the Noise handshake comes from the same key (Edwards → Montgomery), so whoever
 //! knows a [`NodeId`] can authenticate the node: there are no certificates and no second key.
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Borrow, fmt, str::FromStr};
 
 use curve25519_dalek::scalar::clamp_integer;
 use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
@@ -105,6 +105,13 @@ fn checked_key(bytes: &[u8; 32]) -> Result<VerifyingKey, NodeIdError> {
 fn is_canonical(bytes: &[u8; 32]) -> bool {
     let high = bytes[31] & 0x7f;
     high != 0x7f || bytes[1..31].iter().any(|b| *b != 0xff) || bytes[0] < 0xed
+}
+
+/// A map by node id can be asked by raw bytes, without the cost of [`NodeId::from_bytes`].
+impl Borrow<[u8; 32]> for NodeId {
+    fn borrow(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 
 impl fmt::Display for NodeId {

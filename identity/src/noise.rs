@@ -113,6 +113,15 @@ impl HandshakeConfig {
             authorize: Arc::new(|_| true),
         }
     }
+
+    /// The same with other pre-shared keys, for handshakes that begin after a rotation's step.
+    #[must_use]
+    pub fn with_psks(&self, psks: PskSet) -> Self {
+        Self {
+            psks,
+            ..self.clone()
+        }
+    }
 }
 
 impl fmt::Debug for HandshakeConfig {

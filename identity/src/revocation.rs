@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::{
     Domain, Envelope, EnvelopeError, Identity, MESH_PATH, NodeId, Resource, Scope, Timestamp,
@@ -35,6 +36,13 @@ impl fmt::Display for Revoked {
             Self::Token(id) => write!(f, "token {id}"),
             Self::Node(id) => write!(f, "node {id}"),
         }
+    }
+}
+
+impl Revoked {
+    /// A name of fixed size for what is withdrawn: a hash, under [`Domain::REVOCATION`].
+    pub fn digest(&self) -> [u8; 32] {
+        Sha256::digest(Domain::REVOCATION.frame(&codec::encode(self))).into()
     }
 }
 
@@ -137,8 +145,24 @@ impl Revocation {
         Ok(notice)
     }
 
+    /// Whether its signer is an admin by a token that was withdrawn by something other than this
+    /// statement: newcomers do not believe it then.
+    pub fn rests_on(&self, is_revoked: impl Fn(&Revoked) -> bool) -> bool {
+        let own = self.claimed().ok().map(|notice| notice.what);
+        let withdrawn = |what: Revoked| own != Some(what) && is_revoked(&what);
+        let links = self.proof.iter().flat_map(Token::links);
+        links.into_iter().any(|link| {
+            withdrawn(Revoked::Token(link.id())) || withdrawn(Revoked::Node(link.claims().subject))
+        })
+    }
+
+    /// Whether it shows an admin's token, as all but the authority's have to.
+    pub fn has_proof(&self) -> bool {
+        self.proof.is_some()
+    }
+
     /// What it says, whoever signed it.
-    fn claimed(&self) -> Result<RevocationNotice, DecodeError> {
+    pub fn claimed(&self) -> Result<RevocationNotice, DecodeError> {
         codec::decode(self.notice.unverified_body())
     }
 

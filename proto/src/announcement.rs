@@ -9,6 +9,9 @@ use std::time::Duration;
 use meshwork_identity::{Domain, Envelope, EnvelopeError, Identity, NodeId, Timestamp, Token};
 use serde::{Deserialize, Serialize};
 
+use crate::path::NatClass;
+pub use crate::subnet::Subnet;
+
 /// What a node does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -125,43 +128,6 @@ pub struct Software {
     pub meshwork: String,
 }
 
-/// 1 to 4 levels of 0–255, written `3.7.2`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "Vec<u8>")]
-pub struct Subnet(Vec<u8>);
-
-impl TryFrom<Vec<u8>> for Subnet {
-    type Error = String;
-
-    fn try_from(levels: Vec<u8>) -> Result<Self, String> {
-        match levels.len() {
-            1..=4 => Ok(Self(levels)),
-            n => Err(format!("a subnet has 1 to 4 levels, not {n}")),
-        }
-    }
-}
-
-impl fmt::Display for Subnet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let levels: Vec<String> = self.0.iter().map(ToString::to_string).collect();
-        f.write_str(&levels.join("."))
-    }
-}
-
-impl FromStr for Subnet {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let levels: Result<Vec<u8>, _> = text.split('.').map(str::parse).collect();
-        match levels {
-            Ok(levels) if (1..=4).contains(&levels.len()) => Ok(Self(levels)),
-            _ => Err(format!(
-                "`{text}` is no subnet: write 1 to 4 levels of 0-255, like 3.7.2"
-            )),
-        }
-    }
-}
-
 /// What a node says about itself. What changes with every announcement stands first, so that a
 /// renewal is known by the bytes that follow.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,6 +146,8 @@ pub struct Announcement {
     pub addresses: Vec<SocketAddr>,
     /// Its home relays.
     pub relays: Vec<NodeId>,
+    /// What lies between it and the rest of the network, as it found out.
+    pub nat: NatClass,
     /// RPC services that it serves.
     pub services: BTreeSet<String>,
     /// The machine.

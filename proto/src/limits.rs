@@ -10,10 +10,28 @@ pub const MAX_HEADER: usize = 4 * 1024;
 /// Largest encoded announcement body in bytes (without its token).
 pub const MAX_ANNOUNCEMENT: usize = 4 * 1024;
 
+/// Largest encoded beat body in bytes: its head and what is free. Real ones stay below 150.
+pub const MAX_BEAT: usize = 512;
+
+/// Slots of which a beat tells what is free.
+pub const MAX_FREE_SLOTS: usize = 16;
+
+/// Longest name of a slot in bytes.
+pub const MAX_SLOT_NAME: usize = 32;
+
+/// GPUs of one node of which a beat tells the memory in use.
+pub const MAX_GPUS: usize = 64;
+
+/// Largest encoded suspicion body in bytes: an id, a version and a time.
+pub const MAX_SUSPICION: usize = 64;
+
+/// Largest encoded body of a change of the mesh's key in bytes: the key, an epoch and two times.
+pub const MAX_PSK_ROTATION: usize = 80;
+
 /// How many times an announcement is forwarded before it stops.
 pub const MAX_HOPS: u8 = 16;
 
-/// Announcements carried by one `mesh/announce` call, and revocations by one `mesh/revoke`.
+/// Revocations carried by one `mesh/revoke` call.
 pub const MAX_ANNOUNCEMENTS_PER_CALL: usize = 256;
 
 /// Tokens that a peer may present on one connection.

@@ -1,5 +1,5 @@
 //! The RPC service that every node offers its peers: presenting tokens, joining, announcing,
-//! asking what the node knows.
+//! finding ways to each other, asking what the node knows.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,7 +10,23 @@ use meshwork_identity::{
 use serde::{Deserialize, Serialize};
 
 use crate::announcement::{Role, SignedAnnouncement};
+use crate::facts::Fact;
 use crate::limits::{MAX_ANNOUNCEMENTS_PER_CALL, MAX_TOKENS_PER_PEER};
+use crate::membership::Message;
+use crate::path::NatClass;
+use crate::psk::SignedPskRotation;
+
+/// Addresses in one [`PathOffer`]: a machine has seldom more, and each one costs its receiver some
+/// packets.
+pub const MAX_CANDIDATES: usize = 16;
+/// Addresses that a node presents of itself.
+pub const MAX_ADDRESSES: usize = 64;
+/// Control messages in one `mesh/gossip` call.
+pub const MAX_GOSSIP_MESSAGES: usize = 64;
+/// Facts in one `mesh/gossip` call.
+pub const MAX_GOSSIP_FACTS: usize = 256;
+/// Connections in one [`NeighbourView`].
+pub const MAX_NEIGHBOURS: usize = 4096;
 
 /// First thing that each side of a connection sends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,8 +36,12 @@ pub struct Present {
     pub tokens: Vec<Token>,
     /// Meshwork's version, for people.
     pub version: String,
-    /// Where the caller may be dialled, if anywhere.
+    /// Where the caller may be dialled, as far as it knows, at most [`MAX_ADDRESSES`].
+    #[serde(deserialize_with = "bounded_vec::<_, _, MAX_ADDRESSES>")]
     pub addresses: Vec<std::net::SocketAddr>,
+    /// Whether the caller is a node, which others may reach and which takes part in gossip, and no
+    /// client, which only asks.
+    pub accepts: bool,
 }
 
 /// What became of the presented tokens, in their order.
@@ -89,12 +109,15 @@ pub struct Invited {
     pub fingerprint: String,
 }
 
-/// Carries announcements.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Announce {
-    /// At most [`MAX_ANNOUNCEMENTS_PER_CALL`].
-    #[serde(deserialize_with = "bounded_vec::<_, _, MAX_ANNOUNCEMENTS_PER_CALL>")]
-    pub items: Vec<SignedAnnouncement>,
+/// Carries news: what a neighbour lacks, and what the membership machine says to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GossipBatch {
+    /// At most [`MAX_GOSSIP_MESSAGES`].
+    #[serde(deserialize_with = "bounded_vec::<_, _, MAX_GOSSIP_MESSAGES>")]
+    pub messages: Vec<Message<NodeId>>,
+    /// At most [`MAX_GOSSIP_FACTS`].
+    #[serde(deserialize_with = "bounded_vec::<_, _, MAX_GOSSIP_FACTS>")]
+    pub facts: Vec<Fact>,
 }
 
 /// Carries revocations.
@@ -142,7 +165,7 @@ pub struct Pong {
 pub struct PeerView {
     /// Who.
     pub node: NodeId,
-    /// `direct`.
+    /// `direct`, or `relay via` and the relay's short id.
     pub path: String,
     /// Where.
     pub address: std::net::SocketAddr,
@@ -152,8 +175,83 @@ pub struct PeerView {
     pub lost: u64,
     /// See `lost`.
     pub sent: u64,
+    /// UDP payload bytes sent on the connection.
+    pub bytes_sent: u64,
+    /// UDP payload bytes received on it.
+    pub bytes_received: u64,
     /// Age of the connection.
     pub age: Duration,
+    /// Whether the peer is in the node's active view, over which news spreads.
+    pub neighbour: bool,
+}
+
+/// What a node did to reach peers behind NATs, and for others who did. Counts since its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraversalStats {
+    /// Offers of addresses that a peer took up, after which both sides sent probes.
+    pub punches_attempted: u64,
+    /// Those after which the connection moved to the direct path.
+    pub punches_succeeded: u64,
+    /// Connections that work, and stay on a relay: punching failed, or could not have succeeded.
+    pub relay_fallbacks: u64,
+    /// Moves to a new socket before a NAT forgot the old one.
+    pub rotations: u64,
+    /// Bytes that this node handed on as a relay.
+    pub relayed_bytes: u64,
+    /// Frames that it did not hand on: the sum of `relay_drops`.
+    pub relay_dropped: u64,
+    /// The same by cause.
+    pub relay_drops: RelayDrops,
+}
+
+/// Frames that a relay did not hand on, by cause.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayDrops {
+    /// The node does not relay.
+    pub not_serving: u64,
+    /// The sender or the receiver is no member.
+    pub not_member: u64,
+    /// The receiver is not linked with the relay.
+    pub unknown_peer: u64,
+    /// The sender exceeds its rate.
+    pub over_rate: u64,
+    /// The receiver's link has no room.
+    pub congested: u64,
+    /// The frame breaks the format.
+    pub malformed: u64,
+}
+
+impl RelayDrops {
+    /// All causes together.
+    pub fn total(&self) -> u64 {
+        self.not_serving
+            + self.not_member
+            + self.unknown_peer
+            + self.over_rate
+            + self.congested
+            + self.malformed
+    }
+}
+
+/// What a node's membership machine counted since its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MembershipCounters {
+    /// Direct probes sent.
+    pub probes: u64,
+    /// Those that nobody answered, indirect ones included.
+    pub failed: u64,
+    /// Suspicions that this node raised.
+    pub raised: u64,
+    /// Suspicions against this node or others that a later version refuted.
+    pub refuted: u64,
+    /// Nodes declared dead.
+    pub deaths: u64,
+    /// Facts passed on.
+    pub floods: u64,
+    /// Facts that came again.
+    pub duplicates: u64,
+    /// Facts that a comparison with a neighbour brought.
+    pub repairs: u64,
 }
 
 /// A node's own account of itself.
@@ -181,6 +279,61 @@ pub struct MeshStatus {
     pub failed_handshakes: u64,
     /// Announcements refused (bad signature, replay, rollback, no token, too large).
     pub refused_announcements: u64,
+    /// What lies between it and the rest of the network.
+    pub nat: NatClass,
+    /// Where peers see it, if they agree.
+    pub reflex: Option<std::net::SocketAddr>,
+    /// Where its router forwards to it, because it asked for that.
+    pub mapped: Option<std::net::SocketAddr>,
+    /// `off`, the protocol that opened the port (`pcp`, `nat-pmp`, `upnp`), or why none did.
+    pub mapping: String,
+    /// Its home relays.
+    pub relays: Vec<NodeId>,
+    /// How it reaches peers behind NATs, and helps others to.
+    pub traversal: TraversalStats,
+    /// Its doubt about itself: 0 when it is well, more when its probes fail without good reason.
+    pub health: u32,
+    /// Nodes that it suspects to be dead.
+    pub suspects: Vec<NodeId>,
+    /// Nodes that it knows and holds to be dead.
+    pub dead: u64,
+    /// What its membership machine counted.
+    pub membership: MembershipCounters,
+}
+
+/// Where the callee sees the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reflexed {
+    /// The source of the caller's packets.
+    pub address: std::net::SocketAddr,
+}
+
+/// Where a node may be reached: both sides send probes to all that the other one offers, from the
+/// moment they know, so that the NATs between them let the answers in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathOffer {
+    /// Addresses of the sender, its own and those that peers see, at most [`MAX_CANDIDATES`].
+    #[serde(deserialize_with = "bounded_vec::<_, _, MAX_CANDIDATES>")]
+    pub candidates: Vec<std::net::SocketAddr>,
+    /// What lies between the sender and the network.
+    pub nat: NatClass,
+    /// The same in the offer and in its answer.
+    pub id: u64,
+}
+
+/// Whom a node sees: one row of the mesh's map.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NeighbourView {
+    /// Who looks.
+    pub node: NodeId,
+    /// Its connections, at most [`MAX_NEIGHBOURS`].
+    #[serde(deserialize_with = "bounded_vec::<_, _, MAX_NEIGHBOURS>")]
+    pub neighbours: Vec<PeerView>,
+    /// Nodes whose announcements it holds.
+    pub known: u64,
+    /// Nodes that it suspects to be dead, at most [`MAX_NEIGHBOURS`].
+    #[serde(deserialize_with = "bounded_vec::<_, _, MAX_NEIGHBOURS>")]
+    pub suspects: Vec<NodeId>,
 }
 
 crate::service! {
@@ -191,10 +344,18 @@ crate::service! {
     unary PresentTokens("present", Open, true): Present => Presented;
     /// Redeems a ticket.
     unary JoinMesh("join", Open, true): Join => Joined;
-    /// Passes announcements on.
-    unary AnnounceNodes("announce", Member, true): Announce => ();
+    /// Passes news on, between nodes.
+    unary Gossip("gossip", Member, true): GossipBatch => ();
+    /// Changes the mesh's pre-shared key.
+    unary RotatePsk("rotate-psk", Admin, true): SignedPskRotation => ();
     /// Passes revocations on.
     unary RevokeTokens("revoke", Member, true): Revoke => ();
+    /// Where does the callee see the caller?
+    unary Reflex("reflex", Open, true): () => Reflexed;
+    /// Offers addresses to be probed from now on, and gets the callee's.
+    unary OfferPaths("paths", Member, true): PathOffer => PathOffer;
+    /// Whom does the node see?
+    unary Survey("map", Member, true): () => NeighbourView;
     /// Asks the index.
     unary FindNodes("find", Member, true): Find => Found;
     /// The node's state.

@@ -1,40 +1,48 @@
 //! What a node knows of the others: their announcements, verified, in time, indexed.
 //!
-//! Sans I/O: announcements and the time come in, what to forward and what has ended comes out.
+//! Sans I/O: announcements, beats and the time come in, what to forward and what has ended comes out.
 //! Outsiders decide what is offered, so everything here is bounded: the size of an announcement,
 //! how often a key may speak, how far it travels, how many nodes are held.
 
+mod allowance;
 mod bits;
+mod bodies;
 mod check;
+mod find;
 mod index;
+mod keep;
 mod record;
 mod refusal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use meshwork_identity::{Grant, NodeId, Timestamp, VerifyContext};
+use meshwork_identity::{CLOCK_TOLERANCE, Grant, NodeId, Timestamp, VerifyContext};
 
 use crate::announcement::{Announcement, SignedAnnouncement};
-use crate::limits::MAX_HOPS;
+use crate::beat::{Availability, SignedBeat};
 use crate::ports::Known;
-use crate::query::{Query, View};
-use bits::Bits;
+pub(crate) use allowance::Allowance;
+use bodies::Bodies;
 pub use check::MAX_TTL;
-use check::{Head, Said};
 use index::Index;
+use keep::Word;
 use record::{Held, Record};
 pub use refusal::{Refusals, RefusedBy};
 
 /// Nodes held by default. At 4 KiB of announcement and as much of token each, a mesh full of
-/// liars costs 128 MiB; honest nodes need a tenth.
+/// liars costs 128 MiB; honest nodes need a third.
 pub const MAX_NODES: usize = 16_384;
 
 /// Keys of which something is remembered, for each node that may be held. Versions outlive the
-/// announcements, so that an old one cannot come back.
+/// announcements, so that an old one cannot come back: for a day, as long as an announcement may hold.
 const RECORDS_PER_NODE: usize = 4;
 
-/// What became of a received announcement.
+/// Nodes that may be held for each whose announcement is at hand decoded: as many as make a common
+/// mesh, at 4 KiB each.
+const NODES_PER_BODY: usize = 16;
+
+/// What became of a received announcement or beat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Received {
     /// It is new and holds.
@@ -45,10 +53,19 @@ pub enum Received {
         /// when it has come far enough.
         forward: Option<u8>,
     },
+    /// What is held of this node holds for longer.
+    Renewed {
+        /// The node.
+        node: NodeId,
+        /// As in `Stored`.
+        forward: Option<u8>,
+    },
     /// It is held already: nothing to do.
     Duplicate,
-    /// It is this node's own, of a later version than this node knows of: its state was lost.
-    /// Announce again with a larger version than this.
+    /// A beat upon an announcement that is not held: nothing is known of it. Ask for the whole.
+    Incomplete,
+    /// It is this node's own, of a later version than this node knows of, or another statement of the
+    /// same: its state was lost. Announce again with a larger version than this.
     OwnAhead {
         /// The version that others hold.
         version: u64,
@@ -65,10 +82,15 @@ pub struct AnnouncementStore {
     records: BTreeMap<NodeId, Record>,
     /// How many records hold an announcement.
     held: usize,
+    /// How many of these are of nodes believed dead.
+    dead: usize,
     /// When each record changes by itself: its announcement expires, or it may be forgotten.
     agenda: BTreeSet<(Timestamp, NodeId)>,
-    slots: Vec<Option<Known>>,
+    slots: Vec<Option<NodeId>>,
+    bodies: Bodies,
     free: Vec<u32>,
+    /// Every other node held, to draw from.
+    places: Vec<NodeId>,
     index: Index,
     refusals: Refusals,
 }
@@ -86,12 +108,20 @@ impl AnnouncementStore {
             max_nodes,
             records: BTreeMap::new(),
             held: 0,
+            dead: 0,
             agenda: BTreeSet::new(),
             slots: Vec::new(),
+            bodies: Bodies::new(max_nodes / NODES_PER_BODY),
             free: Vec::new(),
+            places: Vec::new(),
             index: Index::new(),
             refusals: Refusals::default(),
         }
+    }
+
+    /// The node whose store it is.
+    pub fn local(&self) -> NodeId {
+        self.local
     }
 
     /// Takes an announcement from a peer. Every check that costs little comes before those that
@@ -100,23 +130,70 @@ impl AnnouncementStore {
     /// `trust` tells the mesh's authority, the time, how far clocks may lie apart and what is
     /// revoked.
     pub fn receive(&mut self, signed: SignedAnnouncement, trust: &VerifyContext<'_>) -> Received {
-        if signed.node() == self.local {
-            return self.receive_own(&signed);
-        }
         let record = self.records.get(&signed.node());
-        let held = record.and_then(|record| record.held.as_ref());
+        let held = record.and_then(|record| record.held.as_deref());
         if held.is_some_and(|held| held.signed.envelope == signed.envelope) {
             return Received::Duplicate;
+        }
+        if signed.node() == self.local {
+            return self.receive_own(
+                || check::claimed(&signed),
+                || check::open(&signed, None).map(drop),
+            );
         }
         if !self.has_room(record) {
             return self.refuse(RefusedBy::StoreFull);
         }
         match check::received(&signed, record, trust) {
-            Ok((head, said, grant)) => {
-                let expires = head.expires_at().min(grant.deadline());
-                let forward = (signed.hops < MAX_HOPS).then(|| signed.hops + 1);
-                let known = self.insert(signed, head, said, Some(grant), expires, trust.now);
-                Received::Stored { known, forward }
+            Ok((head, said, deadline)) => {
+                let word = Word::announced(signed, head, said, deadline);
+                self.stored(word, trust.now)
+            }
+            Err(refusal) => self.refuse(refusal),
+        }
+    }
+
+    /// Takes a beat from a peer: the announcement that it renews holds for longer.
+    pub fn receive_beat(&mut self, signed: SignedBeat, trust: &VerifyContext<'_>) -> Received {
+        let record = self.records.get(&signed.node());
+        if record.is_some_and(|record| record.is_at(&signed)) {
+            return Received::Duplicate;
+        }
+        if signed.node() == self.local {
+            let head = || check::claimed_beat(&signed).map(|(head, _)| head);
+            return self.receive_own(head, || check::verified(&signed));
+        }
+        if !self.has_room(record) {
+            return self.refuse(RefusedBy::StoreFull);
+        }
+        match check::beat(&signed, record, trust) {
+            Ok(Some(head)) => self.beaten(signed, head, trust.now),
+            Ok(None) => Received::Incomplete,
+            Err(refusal) => self.refuse(refusal),
+        }
+    }
+
+    /// Takes an announcement with the latest beat upon it, which is what counts: as the answer to who
+    /// lacks the announcement.
+    pub fn receive_renewed(
+        &mut self,
+        signed: SignedAnnouncement,
+        beat: SignedBeat,
+        trust: &VerifyContext<'_>,
+    ) -> Received {
+        let record = self.records.get(&signed.node());
+        let held = record.and_then(|record| record.held.as_deref());
+        let is_held = held.is_some_and(|held| held.signed.envelope == signed.envelope);
+        if is_held || signed.node() == self.local {
+            return self.receive_beat(beat, trust);
+        }
+        if !self.has_room(record) {
+            return self.refuse(RefusedBy::StoreFull);
+        }
+        match check::renewed(&signed, &beat, record, trust) {
+            Ok((head, base, said, deadline)) => {
+                let word = Word::renewed(signed, (base, beat), head, said, deadline);
+                self.stored(word, trust.now)
             }
             Err(refusal) => self.refuse(refusal),
         }
@@ -133,21 +210,38 @@ impl AnnouncementStore {
             return Err(RefusedBy::BadSignature);
         }
         let (head, said) = check::own(&signed, self.records.get(&self.local), now)?;
-        Ok(self.insert(signed, head, said, None, head.expires_at(), now))
+        Ok(self.insert(Word::announced(signed, head, said, Timestamp::MAX), now))
     }
 
-    /// Only a version that this node does not know of is worth a signature.
-    fn receive_own(&mut self, signed: &SignedAnnouncement) -> Received {
+    /// Takes this node's own beat upon its latest announcement.
+    pub fn insert_own_beat(&mut self, signed: SignedBeat, now: Timestamp) -> Result<(), RefusedBy> {
+        if signed.node() != self.local {
+            return Err(RefusedBy::BadSignature);
+        }
+        let head = check::own_beat(&signed, self.records.get(&self.local), now)?;
+        self.renew(signed, head, now);
+        Ok(())
+    }
+
+    /// What is held was recognized before. Only what this node does not know of is worth a signature:
+    /// a later version, or other words under the current one.
+    fn receive_own(
+        &mut self,
+        claimed: impl FnOnce() -> Result<check::Head, RefusedBy>,
+        verified: impl FnOnce() -> Result<(), RefusedBy>,
+    ) -> Received {
         let record = self.records.get(&self.local);
         let known = record.map_or(0, |record| record.version);
-        let claimed = check::claimed(signed).and_then(|head| {
-            if head.version > known {
-                check::open(signed, None)?;
+        let is_held = record.is_some_and(|record| record.held.is_some());
+        let is_ahead = |version| version > known || version == known && is_held;
+        let version = claimed().and_then(|head| {
+            if is_ahead(head.version) {
+                verified()?;
             }
             Ok(head.version)
         });
-        match claimed {
-            Ok(version) if version > known => Received::OwnAhead { version },
+        match version {
+            Ok(version) if is_ahead(version) => Received::OwnAhead { version },
             Ok(_) => Received::Duplicate,
             Err(refusal) => self.refuse(refusal),
         }
@@ -160,58 +254,13 @@ impl AnnouncementStore {
 
     /// Whether there is room for an announcement of another node, given its record.
     fn has_room(&self, record: Option<&Record>) -> bool {
-        let most_records = self.max_nodes.saturating_mul(RECORDS_PER_NODE);
         let is_held = record.is_some_and(|record| record.held.is_some());
         (is_held || self.held < self.max_nodes)
-            && (record.is_some() || self.records.len() < most_records)
+            && (record.is_some() || self.records.len() < self.max_records())
     }
 
-    /// Stores what was checked.
-    fn insert(
-        &mut self,
-        signed: SignedAnnouncement,
-        head: Head,
-        said: Said,
-        grant: Option<Arc<Grant>>,
-        expires: Timestamp,
-        now: Timestamp,
-    ) -> Known {
-        let node = signed.node();
-        let record = self.records.entry(node).or_insert_with(|| Record::new(now));
-        self.agenda.remove(&(record.changes_at(), node));
-        record.saw(&head, now);
-        let (slot, body) = match (record.held.take(), said) {
-            (Some(old), Said::Again) => {
-                self.slots[old.slot as usize] = None;
-                (old.slot, renewed(old.body, head))
-            }
-            (Some(old), Said::Anew(body)) => {
-                self.index.remove(old.slot, &node, &old.body);
-                self.index.insert(old.slot, &node, &body);
-                (old.slot, body)
-            }
-            (None, Said::Anew(body)) => {
-                self.held += 1;
-                let slot = self.free.pop().unwrap_or_else(|| {
-                    self.slots.push(None);
-                    u32::try_from(self.slots.len() - 1).expect("fewer nodes than u32 holds")
-                });
-                self.index.insert(slot, &node, &body);
-                (slot, body)
-            }
-            (None, Said::Again) => unreachable!("only what is held is said again"),
-        };
-        let known = (node, Arc::clone(&body));
-        self.slots[slot as usize] = Some(known.clone());
-        record.held = Some(Held {
-            slot,
-            expires,
-            body,
-            signed: Arc::new(signed),
-            grant,
-        });
-        self.agenda.insert((record.changes_at(), node));
-        known
+    pub(crate) fn max_records(&self) -> usize {
+        self.max_nodes.saturating_mul(RECORDS_PER_NODE)
     }
 
     /// Drops what does not hold any more; its nodes, by the time of their expiry.
@@ -235,30 +284,12 @@ impl AnnouncementStore {
         self.agenda.first().map(|(at, _)| *at)
     }
 
-    /// Drops a node that was revoked or is known to be gone. Its version stays remembered. Whether
-    /// it was held.
-    pub fn drop_node(&mut self, node: &NodeId) -> bool {
-        let Some(record) = self.records.get_mut(node) else {
-            return false;
-        };
-        let old_change = record.changes_at();
-        let Some(held) = record.held.take() else {
-            return false;
-        };
-        self.agenda.remove(&(old_change, *node));
-        self.agenda.insert((record.changes_at(), *node));
-        self.held -= 1;
-        self.index.remove(held.slot, node, &held.body);
-        self.slots[held.slot as usize] = None;
-        self.free.push(held.slot);
-        true
-    }
-
     /// Drops every node whose token `is_cut` finds withdrawn; these, by node id. For after a
     /// revocation.
     pub fn drop_where(&mut self, is_cut: impl Fn(&Grant) -> bool) -> Vec<NodeId> {
-        let cut = |held: &Held| held.grant.as_deref().is_some_and(&is_cut);
-        let gone = self.holding().filter(|(_, held)| cut(held));
+        let grant = |held: &Held| held.signed.token.grant_as_verified(CLOCK_TOLERANCE);
+        let others = self.holding().filter(|(node, _)| **node != self.local);
+        let gone = others.filter(|(_, held)| is_cut(&grant(held)));
         let gone: Vec<NodeId> = gone.map(|(node, _)| *node).collect();
         for node in &gone {
             self.drop_node(node);
@@ -269,16 +300,27 @@ impl AnnouncementStore {
     fn holding(&self) -> impl Iterator<Item = (&NodeId, &Held)> {
         self.records
             .iter()
-            .filter_map(|(node, record)| Some((node, record.held.as_ref()?)))
+            .filter_map(|(node, record)| Some((node, record.held.as_deref()?)))
+    }
+
+    fn living(&self) -> impl Iterator<Item = (&NodeId, &Held)> {
+        self.holding().filter(|(_, held)| !held.dead)
     }
 
     fn held(&self, node: &NodeId) -> Option<&Held> {
-        self.records.get(node)?.held.as_ref()
+        self.records.get(node)?.held.as_deref()
     }
 
-    /// What a node says, if that holds.
+    /// What a node says, if that holds; of a node believed dead, too.
     pub fn get(&self, node: &NodeId) -> Option<Arc<Announcement>> {
-        self.held(node).map(|held| Arc::clone(&held.body))
+        let held = self.held(node)?;
+        Some(self.body(node, held))
+    }
+
+    /// The version of the latest announcement or beat of a node, while it holds.
+    pub fn version(&self, node: &NodeId) -> Option<u64> {
+        self.held(node)?;
+        self.records.get(node).map(|record| record.version)
     }
 
     /// A node's announcement as it travels.
@@ -286,10 +328,29 @@ impl AnnouncementStore {
         self.held(node).map(|held| Arc::clone(&held.signed))
     }
 
-    /// Every node held, by node id.
+    /// The latest beat upon a node's announcement, as it travels.
+    pub fn beat(&self, node: &NodeId) -> Option<&SignedBeat> {
+        self.held(node)?.beat.as_deref()
+    }
+
+    /// What a node has free, by its latest beat.
+    pub fn availability(&self, node: &NodeId) -> Option<Arc<Availability>> {
+        self.held(node)?.availability()
+    }
+
+    /// Whether a node's announcement holds and its token is neither past its time nor revoked.
+    pub fn is_believed(&self, node: &NodeId, trust: &VerifyContext<'_>) -> bool {
+        let is_granted = |held| check::still_granted(held, node, trust).is_ok();
+        self.held(node)
+            .is_some_and(|held| *node == self.local || is_granted(held))
+    }
+
+    /// Every node held and not believed dead, by node id.
     pub fn iter(&self) -> impl Iterator<Item = Known> + '_ {
-        self.holding()
-            .map(|(node, held)| (*node, Arc::clone(&held.body)))
+        self.living().map(|(node, held)| {
+            let at_hand = self.bodies.get(held.slot);
+            at_hand.unwrap_or_else(|| (*node, held.body()))
+        })
     }
 
     /// Every announcement as it travels, by node id: what a new neighbour is sent.
@@ -297,83 +358,33 @@ impl AnnouncementStore {
         self.holding().map(|(_, held)| Arc::clone(&held.signed))
     }
 
-    /// Nodes held.
+    /// Nodes held and not believed dead.
     pub fn len(&self) -> usize {
-        self.held
+        self.held - self.dead
     }
 
-    /// Whether none is held.
+    /// Whether there is no such node.
     pub fn is_empty(&self) -> bool {
-        self.held == 0
+        self.len() == 0
+    }
+
+    /// Other nodes held, those believed dead too.
+    pub fn others(&self) -> usize {
+        self.places.len()
+    }
+
+    /// The `n`-th other node held, in an order that stays the same as long as none comes or goes.
+    pub fn nth_other(&self, n: usize) -> Option<NodeId> {
+        self.places.get(n).copied()
+    }
+
+    /// Counts a fact of another kind that was refused.
+    pub(crate) fn count(&mut self, refusal: &RefusedBy) {
+        self.refusals.count(refusal);
     }
 
     /// What was refused so far.
     pub fn refusals(&self) -> &Refusals {
         &self.refusals
     }
-
-    /// The first `limit` nodes, by node id, that satisfy `query` and that `view` shows; and how
-    /// many there are in all.
-    pub fn find(&self, query: &Query, view: &View, limit: usize) -> (Vec<Known>, usize) {
-        if let Some(slots) = self.index.few(query.tree()) {
-            let mut hits: Vec<Known> = slots
-                .into_iter()
-                .filter_map(|slot| self.slots[slot as usize].clone())
-                .filter(|(node, body)| query.matches(node, body) && view.shows(body))
-                .collect();
-            hits.sort_unstable_by_key(|(node, _)| *node);
-            let total = hits.len();
-            hits.truncate(limit);
-            return (hits, total);
-        }
-        let hits = self.index.find(query.tree(), view, |slot| {
-            self.slots[slot as usize]
-                .as_ref()
-                .is_some_and(|(node, body)| query.matches(node, body))
-        });
-        let total = hits.count();
-        (self.first(&hits, total, limit), total)
-    }
-
-    /// The first `limit` of `hits` by node id: by walking all nodes in order where hits are dense,
-    /// by sorting the hits where they are sparse.
-    fn first(&self, hits: &Bits, total: usize, limit: usize) -> Vec<Known> {
-        if limit == 0 || total == 0 {
-            return Vec::new();
-        }
-        let walk = self.records.len().saturating_mul(limit.min(total)) / total;
-        if walk <= total.saturating_mul(SORT_COST) {
-            let dense = self.holding().filter(|(_, held)| hits.contains(held.slot));
-            return dense
-                .take(limit)
-                .map(|(n, held)| (*n, Arc::clone(&held.body)))
-                .collect();
-        }
-        let mut ids: Vec<(NodeId, u32)> = hits
-            .iter()
-            .filter_map(|slot| {
-                self.slots[slot as usize]
-                    .as_ref()
-                    .map(|(node, _)| (*node, slot))
-            })
-            .collect();
-        if limit < ids.len() {
-            ids.select_nth_unstable(limit);
-            ids.truncate(limit);
-        }
-        ids.sort_unstable();
-        ids.into_iter()
-            .filter_map(|(_, slot)| self.slots[slot as usize].clone())
-            .collect()
-    }
 }
-
-/// The same under a new head; in place, where nobody else looks at it.
-fn renewed(mut body: Arc<Announcement>, head: Head) -> Arc<Announcement> {
-    let same = Arc::make_mut(&mut body);
-    (same.version, same.issued_at, same.ttl) = (head.version, head.issued_at, head.ttl);
-    body
-}
-
-/// How much more sorting costs for each hit than walking for each node.
-const SORT_COST: usize = 4;

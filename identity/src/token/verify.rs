@@ -123,6 +123,13 @@ impl Token {
         Ok(())
     }
 
+    /// What a token grants that [`Token::verify`] found to hold once: so that who keeps the token need
+    /// not keep the grant. Of any other token it says what that claims, and nothing more. Time and
+    /// revocations are for the caller to ask.
+    pub fn grant_as_verified(&self, tolerance: Duration) -> Grant {
+        self.grant(tolerance)
+    }
+
     /// What the last link says; as every link narrows, it stands for all of them.
     fn grant(&self, tolerance: Duration) -> Grant {
         let claims = self.claims().clone();

@@ -61,6 +61,7 @@ pub(crate) enum NodeField {
     Tags,
     Region,
     Subnet,
+    Nat,
     Arch,
     Os,
     Kernel,
@@ -102,6 +103,7 @@ impl Field for NodeField {
         (Self::Tags, "tags", Kind::Set),
         (Self::Region, "region", Kind::Text),
         (Self::Subnet, "subnet", Kind::Subnet),
+        (Self::Nat, "nat", Kind::Folded),
         (Self::Arch, "arch", Kind::Folded),
         (Self::Os, "os", Kind::Folded),
         (Self::Kernel, "kernel", Kind::Folded),
@@ -178,6 +180,7 @@ impl NodeField {
                 let subnet = announcement.subnet.as_ref().map(ToString::to_string);
                 test(optional(subnet.as_deref()))
             }
+            Self::Nat => test(Value::Text(announcement.nat.name())),
             Self::Arch => test(Value::Text(&hardware.arch)),
             Self::Os => test(Value::Text(&software.os)),
             Self::Kernel => test(Value::Text(&software.kernel)),

@@ -6,9 +6,16 @@
 //! `scope:` tag that is none of these hides the node as `scope:subnet-local` does: a misspelt
 //! narrowing must not widen.
 //!
+//! A filter comes from other languages as JSON: `{"kind": "any"}`, `{"kind": "global_only"}`,
+//! `{"kind": "same_subnet"}`, `{"kind": "tenant", "tenant": "oem-123"}`,
+//! `{"kind": "tenants", "tenants": ["a", "b"]}`, `{"kind": "region", "region": "eu"}`,
+//! `{"kind": "regions", "regions": ["eu", "us"]}`; beyond these, `own` and `everything`.
+//!
 //! Scopes keep lists tidy; they are no access control. Tokens say who may do what.
 
 use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
 
 use crate::announcement::{Announcement, Subnet};
 
@@ -23,23 +30,138 @@ pub struct Asker {
     pub region: Option<String>,
 }
 
-/// What the asker wants to see. Every choice but the first two shows nodes that are not narrowed,
-/// too.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// What the asker wants to see. Every choice shows nodes that are not narrowed, too. Written and read
+/// as JSON only.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawFilter", into = "RawFilter")]
 pub enum ScopeFilter {
     /// Every node, narrowed or not: the operator's view.
     Everything,
+    /// Every node but those that are narrowed to a subnet, whatever tenants and regions they name.
+    Any,
     /// Nodes that are not narrowed, and no others.
     GlobalOnly,
     /// All that is narrowed to the asker's own subnet, tenants or region.
     #[default]
-    Any,
+    Own,
     /// What is narrowed to the asker's subnet.
     SameSubnet,
     /// What is narrowed to one of these tenants.
     Tenants(BTreeSet<String>),
     /// What is narrowed to one of these regions.
     Regions(BTreeSet<String>),
+}
+
+/// Most tenants or regions in one filter.
+const MAX_NAMES: usize = 256;
+
+/// A filter as it is written.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[serde(expecting = "a scope object such as {\"kind\": \"tenant\", \"tenant\": \"oem-123\"}")]
+struct RawFilter {
+    kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tenant: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tenants: Option<BTreeSet<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    region: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    regions: Option<BTreeSet<String>>,
+}
+
+/// Why JSON is no scope filter.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ScopeFilterError {
+    /// There is no such kind.
+    #[error(
+        "`{0}` is no kind of scope: use any, global_only, same_subnet, tenant, tenants, region, \
+         regions, own or everything"
+    )]
+    Kind(String),
+    /// The kind needs another key, or does not take one that is there.
+    #[error("a scope of kind `{kind}` has {wanted}, and nothing else")]
+    Keys {
+        /// The kind.
+        kind: String,
+        /// What it has.
+        wanted: &'static str,
+    },
+    /// A name is empty, or there is none, or there are too many.
+    #[error("a scope names 1 to {MAX_NAMES} tenants or regions, none of them empty")]
+    Names,
+}
+
+impl TryFrom<RawFilter> for ScopeFilter {
+    type Error = ScopeFilterError;
+
+    fn try_from(raw: RawFilter) -> Result<Self, ScopeFilterError> {
+        let RawFilter {
+            kind,
+            tenant,
+            tenants,
+            region,
+            regions,
+        } = raw;
+        let plain = match kind.as_str() {
+            "any" => Some(Self::Any),
+            "global_only" => Some(Self::GlobalOnly),
+            "same_subnet" => Some(Self::SameSubnet),
+            "own" => Some(Self::Own),
+            "everything" => Some(Self::Everything),
+            _ => None,
+        };
+        let wanted = match kind.as_str() {
+            "tenant" => "the key `tenant`",
+            "tenants" => "the key `tenants`, a list",
+            "region" => "the key `region`",
+            "regions" => "the key `regions`, a list",
+            _ if plain.is_some() => "no other key",
+            _ => return Err(ScopeFilterError::Kind(kind)),
+        };
+        match (kind.as_str(), tenant, tenants, region, regions) {
+            ("tenant", Some(name), None, None, None) => Ok(Self::Tenants(names([name].into())?)),
+            ("tenants", None, Some(all), None, None) => Ok(Self::Tenants(names(all)?)),
+            ("region", None, None, Some(name), None) => Ok(Self::Regions(names([name].into())?)),
+            ("regions", None, None, None, Some(all)) => Ok(Self::Regions(names(all)?)),
+            (_, None, None, None, None) if plain.is_some() => Ok(plain.unwrap_or_default()),
+            _ => Err(ScopeFilterError::Keys { kind, wanted }),
+        }
+    }
+}
+
+fn names(names: BTreeSet<String>) -> Result<BTreeSet<String>, ScopeFilterError> {
+    let fits = (1..=MAX_NAMES).contains(&names.len()) && names.iter().all(|name| !name.is_empty());
+    if fits {
+        Ok(names)
+    } else {
+        Err(ScopeFilterError::Names)
+    }
+}
+
+impl From<ScopeFilter> for RawFilter {
+    fn from(filter: ScopeFilter) -> Self {
+        let kind = |kind: &str| Self {
+            kind: kind.to_owned(),
+            ..Self::default()
+        };
+        match filter {
+            ScopeFilter::Everything => kind("everything"),
+            ScopeFilter::Any => kind("any"),
+            ScopeFilter::GlobalOnly => kind("global_only"),
+            ScopeFilter::Own => kind("own"),
+            ScopeFilter::SameSubnet => kind("same_subnet"),
+            ScopeFilter::Tenants(names) => Self {
+                tenants: Some(names),
+                ..kind("tenants")
+            },
+            ScopeFilter::Regions(names) => Self {
+                regions: Some(names),
+                ..kind("regions")
+            },
+        }
+    }
 }
 
 /// Who asks, and what they want to see.
@@ -60,13 +182,23 @@ pub(crate) enum Audience {
     Regions(BTreeSet<String>),
 }
 
-/// One group of nodes by audience: nodes are indexed by these, views are unions of them.
+/// One group of nodes by audience: nodes are indexed by these, views are made of them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Group {
     Global,
+    /// Narrowed to its subnet, whichever that is.
+    Local,
     Subnet(Subnet),
     Tenant(String),
     Region(String),
+}
+
+/// What a view shows, by groups.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Shown {
+    All,
+    AllBut(Group),
+    OneOf(BTreeSet<Group>),
 }
 
 impl View {
@@ -82,40 +214,43 @@ impl View {
     pub fn of(asker: Asker) -> Self {
         Self {
             asker,
-            filter: ScopeFilter::Any,
+            filter: ScopeFilter::Own,
         }
     }
 
     /// Whether this view shows a node.
     pub fn shows(&self, announcement: &Announcement) -> bool {
-        match self.groups() {
-            None => true,
-            Some(groups) => Audience::of(announcement)
-                .groups()
-                .any(|g| groups.contains(&g)),
+        let mut groups = Audience::of(announcement).groups();
+        match self.shown() {
+            Shown::All => true,
+            Shown::AllBut(hidden) => groups.all(|group| group != hidden),
+            Shown::OneOf(shown) => groups.any(|group| shown.contains(&group)),
         }
     }
 
-    /// The groups that the view shows; nothing when it shows every node.
-    pub(crate) fn groups(&self) -> Option<BTreeSet<Group>> {
-        let subnet = || self.asker.subnet.iter().cloned().map(Group::Subnet);
+    /// What the view shows, by groups.
+    pub(crate) fn shown(&self) -> Shown {
+        let asker = &self.asker;
+        let subnet = asker.subnet.iter().cloned().map(Group::Subnet);
         let tenants = |names: &BTreeSet<String>| -> Vec<Group> {
             names.iter().cloned().map(Group::Tenant).collect()
         };
-        let mut groups = BTreeSet::from([Group::Global]);
-        match &self.filter {
-            ScopeFilter::Everything => return None,
-            ScopeFilter::GlobalOnly => {}
-            ScopeFilter::Any => {
-                groups.extend(subnet());
-                groups.extend(tenants(&self.asker.tenants));
-                groups.extend(self.asker.region.iter().cloned().map(Group::Region));
-            }
-            ScopeFilter::SameSubnet => groups.extend(subnet()),
-            ScopeFilter::Tenants(names) => groups.extend(tenants(names)),
-            ScopeFilter::Regions(names) => groups.extend(names.iter().cloned().map(Group::Region)),
-        }
-        Some(groups)
+        let regions = |names: &BTreeSet<String>| -> Vec<Group> {
+            names.iter().cloned().map(Group::Region).collect()
+        };
+        let narrowed: Vec<Group> = match &self.filter {
+            ScopeFilter::Everything => return Shown::All,
+            ScopeFilter::Any => return Shown::AllBut(Group::Local),
+            ScopeFilter::GlobalOnly => Vec::new(),
+            ScopeFilter::Own => subnet
+                .chain(tenants(&asker.tenants))
+                .chain(asker.region.iter().cloned().map(Group::Region))
+                .collect(),
+            ScopeFilter::SameSubnet => subnet.collect(),
+            ScopeFilter::Tenants(names) => tenants(names),
+            ScopeFilter::Regions(names) => regions(names),
+        };
+        Shown::OneOf(narrowed.into_iter().chain([Group::Global]).collect())
     }
 }
 
@@ -143,11 +278,15 @@ impl Audience {
         }
     }
 
-    /// Its groups. A node that is subnet-local without a subnet is in none: nobody finds it.
+    /// Its groups. A node that is subnet-local without a subnet is in no group that a filter names:
+    /// only the operator finds it.
     pub(crate) fn groups(self) -> Box<dyn Iterator<Item = Group>> {
         match self {
             Self::Global => Box::new([Group::Global].into_iter()),
-            Self::Subnet(subnet) => Box::new(subnet.into_iter().map(Group::Subnet)),
+            Self::Subnet(subnet) => {
+                let subnet = subnet.into_iter().map(Group::Subnet);
+                Box::new(subnet.chain([Group::Local]))
+            }
             Self::Tenants(names) => Box::new(names.into_iter().map(Group::Tenant)),
             Self::Regions(names) => Box::new(names.into_iter().map(Group::Region)),
         }
@@ -181,55 +320,114 @@ mod tests {
             asker: asker.clone(),
             filter,
         };
+        let own = view(ScopeFilter::Own);
         let any = view(ScopeFilter::Any);
         let global = view(ScopeFilter::GlobalOnly);
         let same = view(ScopeFilter::SameSubnet);
         let tenants = view(ScopeFilter::Tenants(set(&["acme", "other"])));
         let regions = view(ScopeFilter::Regions(set(&["eu"])));
+        // As seen by: own, any, global_only, same_subnet, tenants, regions.
         for (tags, subnet, shown) in [
-            (&[][..], None, [true; 5]),
-            (&["scope:global", "prod"], None, [true; 5]),
-            (
-                &["scope:subnet-local"],
-                Some("3.7"),
-                [true, false, true, false, false],
-            ),
-            (&["scope:subnet-local"], Some("3.7.1"), [false; 5]),
-            (&["scope:subnet-local"], None, [false; 5]),
-            (
-                &["scope:tenant:acme"],
-                None,
-                [true, false, false, true, false],
-            ),
-            (
-                &["scope:tenant:other"],
-                None,
-                [false, false, false, true, false],
-            ),
-            (
-                &["scope:tenant:a", "scope:tenant:acme"],
-                None,
-                [true, false, false, true, false],
-            ),
-            (
-                &["scope:region:eu"],
-                None,
-                [true, false, false, false, true],
-            ),
-            (&["scope:region:us"], None, [false; 5]),
-            (&["scope:tenant:zzz", "scope:region:eu"], None, [false; 5]),
+            (&[][..], None, "yyyyyy"),
+            (&[], Some("4"), "yyyyyy"),
+            (&["scope:global", "prod"], None, "yyyyyy"),
+            (&["scope:subnet-local"], Some("3.7"), "y--y--"),
+            (&["scope:subnet-local"], Some("3.7.1"), "------"),
+            (&["scope:subnet-local"], None, "------"),
+            (&["scope:tenant:acme"], None, "yy--y-"),
+            (&["scope:tenant:other"], None, "-y--y-"),
+            (&["scope:tenant:a", "scope:tenant:acme"], None, "yy--y-"),
+            (&["scope:region:eu"], None, "yy---y"),
+            (&["scope:region:us"], None, "-y----"),
+            (&["scope:tenant:zzz", "scope:region:eu"], None, "-y----"),
             (
                 &["scope:tenant:acme", "scope:subnet-local"],
                 Some("1"),
-                [false; 5],
+                "------",
             ),
-            (&["scope:tenants:acme"], None, [false; 5]),
-            (&["scope:tenant:"], None, [false; 5]),
+            (
+                &["scope:tenant:acme", "scope:subnet-local"],
+                Some("3.7"),
+                "y--y--",
+            ),
+            (&["scope:tenants:acme"], None, "------"),
+            (&["scope:tenant:"], None, "------"),
         ] {
             let node = node(tags, subnet);
-            let views = [&any, &global, &same, &tenants, &regions];
-            assert_eq!(views.map(|v| v.shows(&node)), shown, "{tags:?} {subnet:?}");
+            let views = [&own, &any, &global, &same, &tenants, &regions];
+            let seen: String = views
+                .map(|v| if v.shows(&node) { 'y' } else { '-' })
+                .iter()
+                .collect();
+            assert_eq!(seen, shown, "{tags:?} {subnet:?}");
             assert!(View::everything().shows(&node));
+        }
+    }
+
+    #[test]
+    fn filters_read_from_json() {
+        for (json, filter) in [
+            (r#"{"kind":"any"}"#, ScopeFilter::Any),
+            (r#"{"kind":"global_only"}"#, ScopeFilter::GlobalOnly),
+            (r#"{"kind":"same_subnet"}"#, ScopeFilter::SameSubnet),
+            (r#"{"kind":"own"}"#, ScopeFilter::Own),
+            (r#"{"kind":"everything"}"#, ScopeFilter::Everything),
+            (
+                r#"{"kind":"tenant","tenant":"oem-123"}"#,
+                ScopeFilter::Tenants(set(&["oem-123"])),
+            ),
+            (
+                r#"{"kind":"tenants","tenants":["a","b"]}"#,
+                ScopeFilter::Tenants(set(&["a", "b"])),
+            ),
+            (
+                r#"{"kind":"region","region":"eu"}"#,
+                ScopeFilter::Regions(set(&["eu"])),
+            ),
+            (
+                r#"{"kind":"regions","regions":["eu","us"]}"#,
+                ScopeFilter::Regions(set(&["eu", "us"])),
+            ),
+        ] {
+            assert_eq!(serde_json::from_str::<ScopeFilter>(json).unwrap(), filter);
+            let written = serde_json::to_string(&filter).unwrap();
+            assert_eq!(
+                serde_json::from_str::<ScopeFilter>(&written).unwrap(),
+                filter
+            );
+        }
+    }
+
+    #[test]
+    fn filters_that_mean_nothing_are_refused() {
+        for (json, reason) in [
+            (
+                r#"{"kind":"tenat","tenant":"a"}"#,
+                "`tenat` is no kind of scope",
+            ),
+            (r#"{"kind":"tenant"}"#, "has the key `tenant`"),
+            (
+                r#"{"kind":"tenant","tenants":["a"]}"#,
+                "has the key `tenant`",
+            ),
+            (
+                r#"{"kind":"tenant","tenant":"a","region":"eu"}"#,
+                "and nothing else",
+            ),
+            (r#"{"kind":"any","tenant":"a"}"#, "has no other key"),
+            (r#"{"kind":"tenant","tenant":""}"#, "none of them empty"),
+            (r#"{"kind":"tenants","tenants":[]}"#, "1 to 256"),
+            (
+                r#"{"kind":"tenant","tenant":"a","min_vram":1}"#,
+                "unknown field `min_vram`",
+            ),
+            (r#"{"tenant":"a"}"#, "missing field `kind`"),
+            (r#""any""#, "a scope object"),
+        ] {
+            let error = serde_json::from_str::<ScopeFilter>(json)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(reason), "{json}: {error}");
         }
     }
 }

@@ -12,8 +12,8 @@ use std::ops::Bound;
 use meshwork_identity::NodeId;
 
 use super::bits::{Bits, Posting};
-use crate::announcement::{Announcement, Gpu};
-use crate::query::scope::{Audience, Group};
+use crate::announcement::{Announcement, Gpu, Role};
+use crate::query::scope::{Audience, Group, Shown};
 use crate::query::{Field, GpuField, Literal, NodeField, NodeLeaf, Op, Test, Tree, Value, View};
 
 /// Where the best part of a query leaves at most this many slots, these are looked at one by one:
@@ -95,6 +95,17 @@ impl Index {
         }
     }
 
+    /// The slots of the nodes with a role, in no particular order.
+    pub(super) fn with_role(&self, role: Role) -> Vec<u32> {
+        let column = self.node.get(&NodeField::Roles);
+        let mut slots = Vec::new();
+        if let Some(posting) = column.and_then(|column| column.get(&Key::Text(role.name().into())))
+        {
+            posting.append_to(&mut slots);
+        }
+        slots
+    }
+
     /// A short list of slots among which all hits are, if a part of the query gives one.
     pub(super) fn few(&self, query: &Tree<NodeLeaf>) -> Option<Vec<u32>> {
         let postings = few(query, &|leaf| match leaf {
@@ -119,11 +130,12 @@ impl Index {
         check: impl Fn(u32) -> bool,
     ) -> Bits {
         let Answer { mut maybe, sure } = self.answer(query, &|leaf| self.leaf(leaf));
-        if let Some(groups) = view.groups() {
-            maybe = maybe.and(&union(
-                groups.iter().filter_map(|group| self.groups.get(group)),
-            ));
-        }
+        let of = |group: &Group| self.groups.get(group);
+        maybe = match view.shown() {
+            Shown::All => maybe,
+            Shown::AllBut(hidden) => maybe.minus(&union(of(&hidden).into_iter())),
+            Shown::OneOf(groups) => maybe.and(&union(groups.iter().filter_map(of))),
+        };
         if let Some(sure) = sure {
             let unsure: Vec<u32> = maybe.clone().minus(&sure).iter().collect();
             for slot in unsure.into_iter().filter(|slot| !check(*slot)) {

@@ -1,22 +1,25 @@
-//! Why announcements are refused, and how often that happened.
+//! Why facts are refused, and how often that happened.
 
 use std::collections::BTreeMap;
 
-use meshwork_identity::{Timestamp, TokenError};
+use meshwork_identity::{RevocationError, Timestamp, TokenError};
 
-use crate::limits::{MAX_ANNOUNCEMENT, MAX_HOPS};
+use crate::limits::MAX_HOPS;
+use crate::psk::PskRotationError;
 
-/// Why an announcement is not believed.
+/// Why a fact is not believed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RefusedBy {
-    /// Its body is larger than [`MAX_ANNOUNCEMENT`].
-    #[error("the announcement has {bytes} bytes, at most {MAX_ANNOUNCEMENT} are allowed")]
+    /// Its body is larger than its kind may be.
+    #[error("it has {bytes} bytes, at most {most} are allowed")]
     TooLarge {
         /// Its size.
         bytes: usize,
+        /// The bound of its kind.
+        most: usize,
     },
     /// Its signer did not sign it.
-    #[error("the announcement is not signed by the node that it describes")]
+    #[error("it is not signed by the node that it names")]
     BadSignature,
     /// Its token does not let its signer announce.
     #[error("its token does not allow it to announce")]
@@ -30,32 +33,52 @@ pub enum RefusedBy {
         known: u64,
     },
     /// Its time is over.
-    #[error("the announcement expired at {at}")]
+    #[error("it expired at {at}")]
     Expired {
         /// When.
         at: Timestamp,
     },
     /// It claims to be from the future.
-    #[error("the announcement is dated {at}, which is yet to come")]
+    #[error("it is dated {at}, which is yet to come")]
     FutureIssued {
         /// When.
         at: Timestamp,
     },
     /// It was forwarded more often than [`MAX_HOPS`].
-    #[error("the announcement was forwarded {hops} times, at most {MAX_HOPS} are allowed")]
+    #[error("it was forwarded {hops} times, at most {MAX_HOPS} are allowed")]
     Hops {
         /// How often.
         hops: u8,
     },
     /// It is properly signed, but says what no node may say.
-    #[error("the announcement's {0} is malformed")]
+    #[error("its {0} is malformed")]
     Malformed(&'static str),
     /// As many nodes are held as may be.
     #[error("this node holds as many announcements as it may")]
     StoreFull,
-    /// Its signer announces too often.
-    #[error("the node announces too often")]
+    /// Its signer says too much in too short a time.
+    #[error("the node speaks too often")]
     RateLimited,
+    /// The beat renews another announcement than the latest.
+    #[error("the beat renews version {base}, the announcement has version {held}")]
+    WrongBase {
+        /// What it renews.
+        base: u64,
+        /// What there is to renew.
+        held: u64,
+    },
+    /// The accuser is no node whose announcement holds.
+    #[error("the accuser is no known node")]
+    Stranger,
+    /// The accused is no node that is known.
+    #[error("the accused is no known node")]
+    UnknownAccused,
+    /// It revokes, but may not.
+    #[error("the revocation is not heeded")]
+    Revocation(#[source] RevocationError),
+    /// It changes the mesh's key, but may not.
+    #[error("the change of the mesh's key is not heeded")]
+    Psk(#[source] PskRotationError),
 }
 
 impl RefusedBy {
@@ -72,16 +95,51 @@ impl RefusedBy {
             Self::Malformed(_) => "malformed",
             Self::StoreFull => "store_full",
             Self::RateLimited => "rate_limited",
+            Self::WrongBase { .. } => "wrong_base",
+            Self::Stranger => "stranger",
+            Self::UnknownAccused => "unknown_accused",
+            Self::Revocation(_) => "revocation",
+            Self::Psk(_) => "psk",
         }
     }
 }
 
-/// How often announcements were refused, by kind.
+impl RefusedBy {
+    /// Whether a peer that checks what it passes on would not have told it. The other reasons lie in
+    /// this node, as when it is full or knows less, or in the signer, who may say another thing to
+    /// each of its neighbours.
+    pub fn blames_teller(&self) -> bool {
+        match self {
+            Self::TooLarge { .. }
+            | Self::BadSignature
+            | Self::Token(_)
+            | Self::Hops { .. }
+            | Self::Malformed(_) => true,
+            Self::Revocation(error) => !matches!(
+                error,
+                RevocationError::Full
+                    | RevocationError::FromFuture(_)
+                    | RevocationError::Obsolete(_)
+            ),
+            Self::Psk(error) => !matches!(error, PskRotationError::FromFuture(_)),
+            Self::Rollback { .. }
+            | Self::Expired { .. }
+            | Self::FutureIssued { .. }
+            | Self::StoreFull
+            | Self::RateLimited
+            | Self::WrongBase { .. }
+            | Self::Stranger
+            | Self::UnknownAccused => false,
+        }
+    }
+}
+
+/// How often facts were refused, by kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Refusals(BTreeMap<&'static str, u64>);
 
 impl Refusals {
-    pub(super) fn count(&mut self, refusal: &RefusedBy) {
+    pub(crate) fn count(&mut self, refusal: &RefusedBy) {
         *self.0.entry(refusal.kind()).or_default() += 1;
     }
 

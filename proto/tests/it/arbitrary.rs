@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use meshwork_proto::Announcement;
 use meshwork_proto::announcement::{Disk, Gpu, Hardware, Role, Software, Subnet};
+use meshwork_proto::path::NatClass;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
@@ -136,6 +137,7 @@ pub(crate) fn announcement() -> impl Strategy<Value = Announcement> {
                     roles: roles.into_iter().collect(),
                     addresses: Vec::new(),
                     relays: Vec::new(),
+                    nat: NatClass::Unknown,
                     tools: services.clone(),
                     services,
                     hardware,

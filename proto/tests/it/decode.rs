@@ -2,12 +2,18 @@
 
 use std::sync::LazyLock;
 
-use meshwork_identity::{Revocation, RevocationNotice, Revoked, Scope, Timestamp};
+use meshwork_identity::{NodeId, Revocation, RevocationNotice, Revoked, Scope, Timestamp};
 use meshwork_proto::Announcement;
 use meshwork_proto::codec::{DecodeError, decode, encode};
+use meshwork_proto::facts::Fact;
 use meshwork_proto::kernel::KernelView;
 use meshwork_proto::limits::{MAX_ANNOUNCEMENTS_PER_CALL, MAX_FRAME, MAX_TOKENS_PER_PEER};
-use meshwork_proto::mesh::{Announce, Present, Revoke};
+use meshwork_proto::membership::{BUCKETS, Key, MAX_KEYS, MAX_WANTED, Message};
+use meshwork_proto::mesh::{
+    GossipBatch, MAX_ADDRESSES, MAX_CANDIDATES, MAX_GOSSIP_FACTS, MAX_GOSSIP_MESSAGES,
+    MAX_NEIGHBOURS, NeighbourView, PathOffer, Present, Revoke,
+};
+use meshwork_proto::path::NatClass;
 use proptest::prelude::*;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -116,9 +122,45 @@ fn lists_from_peers_are_bounded() {
         tokens: vec![token.clone(); n],
         version: String::new(),
         addresses: Vec::new(),
+        accepts: false,
     });
-    bounded(MAX_ANNOUNCEMENTS_PER_CALL, |n| Announce {
-        items: vec![announced.clone(); n],
+    let addr = std::net::SocketAddr::from(([192, 0, 2, 1], 1));
+    bounded(MAX_ADDRESSES, |n| Present {
+        tokens: Vec::new(),
+        version: String::new(),
+        addresses: vec![addr; n],
+        accepts: true,
+    });
+    bounded(MAX_CANDIDATES, |n| PathOffer {
+        candidates: vec![addr; n],
+        nat: NatClass::Cone,
+        id: 1,
+    });
+    bounded(MAX_NEIGHBOURS, |n| NeighbourView {
+        node: identity(1).node_id(),
+        neighbours: Vec::new(),
+        known: 1,
+        suspects: vec![identity(2).node_id(); n],
+    });
+    bounded(MAX_GOSSIP_FACTS, |n| GossipBatch {
+        messages: Vec::new(),
+        facts: vec![Fact::Announcement(announced.clone()); n],
+    });
+    bounded(MAX_GOSSIP_MESSAGES, |n| GossipBatch {
+        messages: vec![Message::Leave; n],
+        facts: Vec::new(),
+    });
+    // A key may take one byte on the wire and eighty in memory.
+    bounded(usize::from(BUCKETS), |n| Message::<NodeId>::Buckets {
+        hashes: vec![0; n],
+    });
+    bounded(MAX_KEYS, |n| Message::<NodeId>::Keys {
+        bucket: 0,
+        keys: vec![(Key::Psk, 0); n],
+        whole: true,
+    });
+    bounded(MAX_WANTED, |n| Message::<NodeId>::Want {
+        keys: vec![Key::Psk; n],
     });
     bounded(MAX_ANNOUNCEMENTS_PER_CALL, |n| Revoke {
         items: vec![revoked.clone(); n],

@@ -7,7 +7,10 @@ use meshwork_identity::{
     VerifyContext,
 };
 use meshwork_proto::announcement::{Gpu, Hardware, Role, Software};
-use meshwork_proto::{Announcement, SignedAnnouncement};
+use meshwork_proto::facts::Fact;
+use meshwork_proto::{
+    Announcement, Beat, SignedAnnouncement, SignedBeat, SignedSuspicion, Suspicion,
+};
 
 /// When the tests play.
 pub(crate) const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
@@ -56,6 +59,33 @@ impl Mesh {
         let token = self.token(node.node_id(), Scope::Announce, Duration::from_hours(1000));
         SignedAnnouncement::sign(&node, token, body).unwrap()
     }
+}
+
+/// The beat of the identity `seed` with this `version`, signed `now`, upon its announcement `base`.
+pub(crate) fn beat(seed: u16, base: u64, version: u64, now: Timestamp) -> SignedBeat {
+    let body = Beat {
+        version,
+        issued_at: now,
+        ttl: TTL,
+        base,
+        availability: None,
+    };
+    SignedBeat::sign(&identity(seed), &body).unwrap()
+}
+
+/// `accuser` holds `accused` to be dead as of `version`.
+pub(crate) fn suspicion(accuser: u16, accused: u16, version: u64, at: Timestamp) -> Fact {
+    let body = Suspicion {
+        accused: identity(accused).node_id(),
+        version,
+        at,
+    };
+    Fact::Suspicion(SignedSuspicion::sign(&identity(accuser), &body).unwrap())
+}
+
+/// So many seconds after [`NOW`].
+pub(crate) fn at(seconds: u64) -> Timestamp {
+    NOW.saturating_add(Duration::from_secs(seconds))
 }
 
 pub(crate) fn identity(seed: u16) -> Identity {

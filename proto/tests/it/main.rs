@@ -3,7 +3,13 @@
 
 mod arbitrary;
 mod decode;
+mod facts;
 mod fixture;
+mod membership;
+mod membership_alone;
+mod membership_harness;
+mod membership_property;
+mod path;
 mod query;
 mod query_property;
 mod samples;

@@ -96,6 +96,7 @@ fn queries_say_what_they_mean() {
         ("version < 1", true),
         ("gpu.cc >= 8", true),
         // What people chose is exact, what machines report is not; `~` never is.
+        ("nat = Unknown and not nat = cone", true),
         ("region = EU", false),
         ("region ~ EU", true),
         ("arch = X86_64 and gpu.vendor = NVIDIA", true),

@@ -5,16 +5,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use meshwork_identity::{
-    Contact, Limits, Revocation, RevocationNotice, Revoked, Scope, Scopes, Timestamp, Warrant,
+    Contact, Limits, Psk, Revocation, RevocationNotice, Revoked, Scope, Scopes, Timestamp, Warrant,
 };
 use meshwork_proto::agent::{self, *};
 use meshwork_proto::announcement::{Disk, Role};
 use meshwork_proto::codec::{DecodeError, decode, encode};
+use meshwork_proto::facts::Fact;
 use meshwork_proto::kernel::{
     Exit, ExitReason, KernelSpec, KernelState, KernelView, Mount, PullPolicy,
 };
 use meshwork_proto::manager::{self, *};
+use meshwork_proto::membership::Message;
 use meshwork_proto::mesh::{self, *};
+use meshwork_proto::path::NatClass;
 use meshwork_proto::rpc::{Codec, Kind, RequestHeader, RpcError, Status, TraceContext};
 use meshwork_proto::service::Method;
 use meshwork_proto::session::{
@@ -23,11 +26,14 @@ use meshwork_proto::session::{
 use meshwork_proto::slots::{
     Allocation, Capacity, GpuGrant, GpuRequest, GpuStatus, Health, Resources,
 };
-use meshwork_proto::{Announcement, KernelId, SessionId, SignedAnnouncement};
+use meshwork_proto::{
+    Announcement, Availability, Beat, KernelId, PskRotation, SessionId, SignedAnnouncement,
+    SignedBeat, SignedPskRotation, SignedSuspicion, Suspicion,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::fixture::{Mesh, NOW, body, gpu, identity};
+use crate::fixture::{Mesh, NOW, TTL, body, gpu, identity};
 
 /// Largest encoding that the tests read.
 pub(crate) const MAX: usize = 64 * 1024;
@@ -80,6 +86,7 @@ pub(crate) fn all() -> Vec<Sample> {
     [
         rpc(),
         announcements(),
+        facts(),
         orders(),
         mesh_service(),
         agent_service(),
@@ -137,6 +144,7 @@ fn announcement() -> Announcement {
     node.roles = Role::ALL.into();
     node.addresses = addresses();
     node.relays = vec![identity(2).node_id()];
+    node.nat = NatClass::Cone;
     node.services = texts(&["agent", "mesh"]);
     node.hardware.disks = vec![Disk {
         purpose: "data".into(),
@@ -177,6 +185,64 @@ fn announcements() -> Vec<Sample> {
             &Announcement::default(),
         ),
         sample("announcement", "SignedAnnouncement", &signed()),
+    ]
+}
+
+fn beat() -> SignedBeat {
+    let body = Beat {
+        version: 8,
+        issued_at: NOW,
+        ttl: TTL,
+        base: 7,
+        availability: Some(Availability {
+            free: vec![("cpu".into(), 64_000), ("cuda.device".into(), 1)],
+            vram_used: vec![0, 40 << 30],
+            healthy: true,
+        }),
+    };
+    let signed = SignedBeat::sign(&identity(1), &body).unwrap();
+    SignedBeat { hops: 3, ..signed }
+}
+
+fn rotation() -> PskRotation {
+    PskRotation {
+        epoch: NOW.as_secs(),
+        psk: Psk::from_bytes([7; 32]),
+        from: NOW,
+        until: NOW.saturating_add(Duration::from_hours(1)),
+    }
+}
+
+/// Every kind of fact, and what is signed in each.
+fn facts() -> Vec<Sample> {
+    let suspicion = Suspicion {
+        accused: identity(1).node_id(),
+        version: 8,
+        at: NOW,
+    };
+    let accusation = SignedSuspicion::sign(&identity(2), &suspicion).unwrap();
+    let notice = RevocationNotice {
+        what: Revoked::Node(identity(3).node_id()),
+        issued_at: NOW,
+        keep_until: Timestamp::MAX,
+    };
+    let mesh = Mesh::new();
+    let revocation = Revocation::by_authority(&mesh.authority, &notice).unwrap();
+    let rotated = SignedPskRotation::by_authority(&mesh.authority, &rotation()).unwrap();
+    let token = mesh.token(identity(1).node_id(), Scope::Admin, Duration::from_hours(1));
+    let by_admin = SignedPskRotation::by_admin(&identity(1), token, &rotation()).unwrap();
+    vec![
+        sample("facts", "Beat", &beat().open().unwrap()),
+        sample("facts", "Beat empty", &Beat::default()),
+        sample("facts", "Suspicion", &suspicion),
+        sample("facts", "PskRotation", &rotation()),
+        sample("facts", "Fact::Announcement", &Fact::Announcement(signed())),
+        sample("facts", "Fact::Beat", &Fact::Beat(beat())),
+        sample("facts", "Fact::Renewed", &Fact::Renewed(signed(), beat())),
+        sample("facts", "Fact::Suspicion", &Fact::Suspicion(accusation)),
+        sample("facts", "Fact::Revocation", &Fact::Revocation(revocation)),
+        sample("facts", "Fact::Psk", &Fact::Psk(rotated)),
+        sample("facts", "Fact::Psk by admin", &Fact::Psk(by_admin)),
     ]
 }
 
@@ -287,7 +353,48 @@ fn mesh_service() -> Vec<Sample> {
         rtt: Duration::from_micros(250),
         lost: 1,
         sent: 1000,
+        bytes_sent: 1_000_000,
+        bytes_received: 2_000_000,
         age: Duration::from_mins(1),
+        neighbour: true,
+    };
+    let drops = RelayDrops {
+        not_serving: 1,
+        not_member: 2,
+        unknown_peer: 3,
+        over_rate: 4,
+        congested: 5,
+        malformed: 6,
+    };
+    let traversal = TraversalStats {
+        punches_attempted: 4,
+        punches_succeeded: 3,
+        relay_fallbacks: 1,
+        rotations: 2,
+        relayed_bytes: 1 << 30,
+        relay_dropped: drops.total(),
+        relay_drops: drops,
+    };
+    let membership = MembershipCounters {
+        probes: 100,
+        failed: 10,
+        raised: 9,
+        refuted: 8,
+        deaths: 1,
+        floods: 1000,
+        duplicates: 2000,
+        repairs: 3,
+    };
+    let offer = PathOffer {
+        candidates: addresses(),
+        nat: NatClass::Cone,
+        id: 1 << 40,
+    };
+    let seen = NeighbourView {
+        node: identity(1).node_id(),
+        neighbours: vec![peer.clone()],
+        known: 2,
+        suspects: vec![identity(3).node_id()],
     };
     let status = MeshStatus {
         node: identity(1).node_id(),
@@ -301,11 +408,22 @@ fn mesh_service() -> Vec<Sample> {
         strangers: 3,
         failed_handshakes: 4,
         refused_announcements: 5,
+        nat: NatClass::Cone,
+        reflex: Some(addresses()[0]),
+        mapped: Some(addresses()[0]),
+        mapping: "upnp".into(),
+        relays: vec![identity(2).node_id()],
+        traversal,
+        health: 1,
+        suspects: vec![identity(3).node_id()],
+        dead: 1,
+        membership,
     };
     let present = Present {
         tokens: vec![token.clone()],
         version: "0.1.0".into(),
         addresses: addresses(),
+        accepts: true,
     };
     let presented = Presented {
         refused: vec![None, Some(("expired".into(), "the token expired".into()))],
@@ -355,10 +473,15 @@ fn mesh_service() -> Vec<Sample> {
         ),
         method::<mesh::PresentTokens>(&present, &[presented]),
         method::<mesh::JoinMesh>(&join, &[joined]),
-        method::<mesh::AnnounceNodes>(
-            &Announce {
-                items: vec![signed()],
+        method::<mesh::Gossip>(
+            &GossipBatch {
+                messages: vec![Message::Neighbor { urgent: true }],
+                facts: vec![Fact::Announcement(signed())],
             },
+            &[()],
+        ),
+        method::<mesh::RotatePsk>(
+            &SignedPskRotation::by_authority(&mesh.authority, &rotation()).unwrap(),
             &[()],
         ),
         method::<mesh::RevokeTokens>(
@@ -367,6 +490,14 @@ fn mesh_service() -> Vec<Sample> {
             },
             &[()],
         ),
+        method::<mesh::Reflex>(
+            &(),
+            &[Reflexed {
+                address: addresses()[0],
+            }],
+        ),
+        method::<mesh::OfferPaths>(&offer, std::slice::from_ref(&offer)),
+        method::<mesh::Survey>(&(), &[seen]),
         method::<mesh::FindNodes>(
             &find,
             &[Found {

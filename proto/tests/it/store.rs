@@ -9,7 +9,7 @@ use meshwork_proto::query::{Query, View};
 use meshwork_proto::store::{AnnouncementStore, MAX_TTL, Received, RefusedBy};
 use meshwork_proto::{Announcement, SignedAnnouncement};
 
-use crate::fixture::{Mesh, NOW, TTL, body, gpu, identity};
+use crate::fixture::{Mesh, NOW, TTL, at, body, gpu, identity};
 
 fn store() -> AnnouncementStore {
     AnnouncementStore::new(identity(999).node_id())
@@ -17,10 +17,6 @@ fn store() -> AnnouncementStore {
 
 fn version(version: u64) -> Announcement {
     body(version, vec![gpu("A100 80GB", 80_000_000_000)])
-}
-
-fn at(seconds: u64) -> Timestamp {
-    NOW.saturating_add(Duration::from_secs(seconds))
 }
 
 fn refusal(received: Received) -> RefusedBy {
@@ -280,8 +276,13 @@ fn a_key_may_speak_once_a_second_after_a_burst() {
     assert!(!stored(7, at(1)));
     assert!((7..=11).all(|v| stored(v, at(100))));
     assert!(!stored(12, at(100)));
-    // A clock that steps back gives nothing.
-    assert!(!stored(12, NOW));
+    assert!(!stored(
+        12,
+        Timestamp::from_millis(at(100).as_millis() - 999)
+    ));
+    // A clock that was set back makes nobody mute until it has caught up.
+    assert!((12..=16).all(|v| stored(v, NOW)));
+    assert!(!stored(17, NOW));
 }
 
 #[test]
@@ -320,18 +321,19 @@ fn remembered_versions_are_bounded_and_kept_while_they_matter() {
             known: 2
         }
     );
-    // An hour after the old announcements are past their time, there is room again.
-    assert_eq!(store.next_expiry(), Some(at(3900)));
-    assert!(store.expire(at(3899)).is_empty());
+    // An announcement of theirs might have held for a day. An hour after that there is room again.
+    let end = 25 * 3600;
+    assert_eq!(store.next_expiry(), Some(at(end)));
+    assert!(store.expire(at(end - 1)).is_empty());
     let later = Announcement {
-        issued_at: at(3899),
+        issued_at: at(end - 1),
         ..version(1)
     };
     let signed = mesh.announce(5, &later);
-    let refused = refusal(store.receive(signed.clone(), &mesh.trust(at(3899))));
+    let refused = refusal(store.receive(signed.clone(), &mesh.trust(at(end - 1))));
     assert_eq!(refused, RefusedBy::StoreFull);
-    assert!(store.expire(at(3900)).is_empty());
-    let received = store.receive(signed, &mesh.trust(at(3900)));
+    assert!(store.expire(at(end)).is_empty());
+    let received = store.receive(signed, &mesh.trust(at(end)));
     assert!(matches!(received, Received::Stored { .. }), "{received:?}");
 }
 
@@ -356,7 +358,8 @@ fn expiry_comes_in_order_of_time() {
         store.iter().map(|(node, _)| node).collect::<Vec<_>>(),
         [identity(3).node_id()]
     );
-    assert_eq!(store.expire(at(10_000)), [identity(3).node_id()]);
+    assert_eq!(store.expire(at(90)), [identity(3).node_id()]);
+    assert!(store.expire(at(25 * 3600)).is_empty());
     assert_eq!(store.next_expiry(), None);
     // What expired is found no more.
     assert_eq!(
@@ -403,6 +406,15 @@ fn the_own_announcement_comes_from_here_only() {
     store.insert_own(mine(10), NOW).unwrap();
     let held = store.get(&identity(999).node_id()).unwrap();
     assert_eq!(held.version, 10);
+    // Or other words of the same version, when the counter was lost.
+    let other = Announcement {
+        name: "before".into(),
+        ..version(10)
+    };
+    assert_eq!(
+        store.receive(mesh.announce(999, &other), &mesh.trust(NOW)),
+        Received::OwnAhead { version: 10 }
+    );
 }
 
 /// A machine's GPUs differ in index and UUID at least.
@@ -480,8 +492,10 @@ fn what_cannot_matter_costs_no_signature() {
     // Of our own, what is not ahead is no news; what claims to be must be ours.
     let own = mesh.announce(999, &version(3));
     store.insert_own(own, NOW).unwrap();
-    let echo = store.receive(forged(999, &version(3)), &mesh.trust(NOW));
+    let echo = store.receive(forged(999, &version(2)), &mesh.trust(NOW));
     assert_eq!(echo, Received::Duplicate);
+    let other = refusal(store.receive(forged(999, &version(3)), &mesh.trust(NOW)));
+    assert_eq!(other, RefusedBy::BadSignature);
     let ahead = refusal(store.receive(forged(999, &version(4)), &mesh.trust(NOW)));
     assert_eq!(ahead, RefusedBy::BadSignature);
 }

@@ -13,7 +13,7 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::arbitrary::{announcement, query};
-use crate::fixture::{Mesh, NOW, identity};
+use crate::fixture::{Mesh, NOW, TTL, beat, identity};
 
 /// Enough for values that nearly every node has to be kept as bits, others as lists.
 const NODES: u16 = 900;
@@ -40,6 +40,7 @@ fn view() -> impl Strategy<Value = View> {
         Just(ScopeFilter::Everything),
         Just(ScopeFilter::GlobalOnly),
         Just(ScopeFilter::Any),
+        Just(ScopeFilter::Own),
         Just(ScopeFilter::SameSubnet),
         Just(ScopeFilter::Tenants(names(["acme", "none"]))),
         Just(ScopeFilter::Regions(names(["eu", "none"]))),
@@ -85,6 +86,8 @@ proptest! {
 enum Step {
     Announce(u16, Box<Announcement>),
     Again(u16),
+    Beat(u16),
+    Dead(u16, bool),
     Drop(u16),
 }
 
@@ -92,6 +95,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (1u16..60, announcement()).prop_map(|(seed, body)| Step::Announce(seed, Box::new(body))),
         1 => (1u16..60).prop_map(Step::Again),
+        1 => (1u16..60).prop_map(Step::Beat),
+        1 => (1u16..60, any::<bool>()).prop_map(|(seed, dead)| Step::Dead(seed, dead)),
         1 => (1u16..60).prop_map(Step::Drop),
     ]
 }
@@ -105,14 +110,42 @@ proptest! {
         queries in proptest::collection::vec(query(), 8),
     ) {
         let mesh = Mesh::new();
-        let mut store = AnnouncementStore::new(identity(9999).node_id());
-        let mut model: BTreeMap<NodeId, Announcement> = BTreeMap::new();
+        // So small that only a few announcements are kept decoded.
+        let mut store = AnnouncementStore::with_capacity(identity(9999).node_id(), 64);
+        let mut model: BTreeMap<NodeId, (Announcement, u64, bool)> = BTreeMap::new();
         for (n, step) in (1u64..).zip(steps) {
             // A second passes at each step, so that no key speaks too often.
             let now = NOW.saturating_add(Duration::from_secs(n));
             let (seed, body) = match step {
                 Step::Announce(seed, body) => (seed, Some(*body)),
-                Step::Again(seed) => (seed, model.get(&identity(seed).node_id()).cloned()),
+                Step::Again(seed) => {
+                    let known = model.get(&identity(seed).node_id());
+                    (seed, known.map(|(body, ..)| body.clone()))
+                }
+                Step::Beat(seed) => {
+                    let node = identity(seed).node_id();
+                    let known = model.get_mut(&node);
+                    let base = known.as_ref().map_or(1, |(_, base, _)| *base);
+                    let received = store.receive_beat(beat(seed, base, n, now), &mesh.trust(now));
+                    match known {
+                        None => prop_assert_eq!(received, Received::Incomplete),
+                        Some((body, ..)) => {
+                            prop_assert_eq!(received, Received::Renewed { node, forward: Some(1) });
+                            (body.version, body.issued_at, body.ttl) = (n, now, TTL);
+                        }
+                    }
+                    continue;
+                }
+                Step::Dead(seed, dead) => {
+                    let node = identity(seed).node_id();
+                    let known = model.get_mut(&node);
+                    let changes = known.as_ref().is_some_and(|(_, _, was)| *was != dead);
+                    prop_assert_eq!(store.set_dead(&node, dead), changes);
+                    if let Some((_, _, was)) = known {
+                        *was = dead;
+                    }
+                    continue;
+                }
                 Step::Drop(seed) => {
                     let node = identity(seed).node_id();
                     prop_assert_eq!(store.drop_node(&node), model.remove(&node).is_some());
@@ -123,11 +156,25 @@ proptest! {
             let body = Announcement { version: n, issued_at: now, ..body };
             let received = store.receive(mesh.announce(seed, &body), &mesh.trust(now));
             prop_assert!(matches!(received, Received::Stored { .. }), "{:?}", received);
-            model.insert(identity(seed).node_id(), body);
+            let node = identity(seed).node_id();
+            let dead = model.get(&node).is_some_and(|(_, _, dead)| *dead);
+            model.insert(node, (body, n, dead));
         }
+        let others: BTreeSet<NodeId> = (0..).map_while(|n| store.nth_other(n)).collect();
+        prop_assert_eq!(others, model.keys().copied().collect());
+        prop_assert_eq!(store.others(), model.len());
+        for (node, (body, ..)) in &model {
+            let held = store.get(node);
+            prop_assert_eq!(held.as_deref(), Some(body));
+        }
+        model.retain(|_, (_, _, dead)| !*dead);
+        prop_assert_eq!(store.len(), model.len());
+        let held = store.iter().map(|(node, body)| (node, (*body).clone()));
+        let living = model.iter().map(|(node, (body, ..))| (*node, body.clone()));
+        prop_assert_eq!(held.collect::<Vec<_>>(), living.collect::<Vec<_>>());
         for text in queries {
             let query = Query::parse(&text).unwrap();
-            let hits = model.iter().filter(|(node, body)| query.matches(node, body));
+            let hits = model.iter().filter(|(node, (body, ..))| query.matches(node, body));
             let expected: Vec<NodeId> = hits.map(|(node, _)| *node).collect();
             let total = expected.len();
             let found = by_index(&store, &query, &View::everything(), usize::MAX);
