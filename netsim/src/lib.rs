@@ -20,14 +20,25 @@
 //! in `select!`, and never iterate over hashed maps.
 
 mod entropy;
+pub mod nat;
 mod net;
+pub mod report;
+pub mod run;
 mod runtime;
+pub mod scenario;
+pub mod search;
 mod socket;
+pub mod swarm;
+#[cfg(feature = "world")]
+pub mod world;
 
 use std::future::Future;
 
 pub use entropy::SeededEntropy;
-pub use net::{Datagram, Delivery, LinkModel, Net};
+pub use net::{
+    Bandwidth, Datagram, Delivery, GatewayId, Host, Lan, Latency, LinkModel, Loss, Net, Outage,
+    Wire,
+};
 pub use runtime::SimRuntime;
 pub use socket::SimSocket;
 
@@ -39,11 +50,11 @@ pub struct Sim {
 }
 
 impl Sim {
-    /// A world in which all chance comes from `seed`.
+    /// A world in which all chance comes from `seed`, with this wire between all hosts.
     ///
     /// # Panics
     /// If the operating system refuses the resources of an event loop.
-    pub fn new(seed: u64, link: LinkModel) -> Self {
+    pub fn new(seed: u64, wire: impl Into<Wire>) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
@@ -51,7 +62,7 @@ impl Sim {
             .expect("the system grants an event loop");
         let net = {
             let _entered = runtime.enter();
-            Net::new(seed, link)
+            Net::new(seed, wire.into())
         };
         Self { runtime, net }
     }

@@ -1,54 +1,54 @@
-//! The wires: what becomes of a datagram between two sockets.
+//! The network: what becomes of a datagram between two sockets.
+
+mod host;
+mod inbox;
+mod outage;
+mod topology;
+mod wire;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    net::SocketAddr,
-    ops::Range,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Waker,
     time::Duration,
 };
 
 use quinn::{AsyncUdpSocket, Runtime, udp::EcnCodepoint};
-use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use sha2::{Digest, Sha256};
-use tokio::time::Instant;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
 
-use crate::{SeededEntropy, SimRuntime, SimSocket};
+pub use host::Host;
+pub(crate) use inbox::{Arrival, Mail};
+pub use outage::Outage;
+pub use topology::{GatewayId, Lan};
+pub(crate) use topology::{HostId, SocketId};
+pub use wire::{Bandwidth, Latency, LinkModel, Loss, Wire};
 
-/// Datagrams that may be on the way to one socket; more are lost, as in a full socket buffer.
-const MAX_ON_THE_WAY: usize = 4096;
-/// Largest UDP payload that the wires carry, in bytes: Ethernet's MTU less the headers.
-const MAX_PAYLOAD: usize = 1472;
+use crate::{
+    SeededEntropy, SimRuntime,
+    nat::{Firewall, NatModel, Sessions, Table},
+};
+use inbox::Inbox;
+use topology::{Gateway, Kind, Reached, Topology};
+use wire::WireState;
 
-/// How the wires behave, for all pairs of sockets alike.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LinkModel {
-    /// One-way delay of a datagram, uniform in this range. A wide range reorders.
-    pub latency: Range<Duration>,
-    /// Share of datagrams that are lost, from 0 to 1.
-    pub loss: f64,
-}
-
-/// 10 to 20 ms one way, nothing lost.
-impl Default for LinkModel {
-    fn default() -> Self {
-        Self {
-            latency: Duration::from_millis(10)..Duration::from_millis(20),
-            loss: 0.0,
-        }
-    }
-}
+/// Datagrams that may be on the way to all gateways together; more are lost.
+const MAX_IN_TRANSIT: usize = 65_536;
 
 /// A datagram that was just sent, for hooks.
 #[derive(Debug, Clone, Copy)]
 pub struct Datagram<'a> {
     /// How many were sent before it, in the whole network.
     pub index: u64,
-    /// The sender.
+    /// The sender, as it sees itself.
     pub from: SocketAddr,
-    /// The receiver.
+    /// The receiver, as the sender sees it.
     pub to: SocketAddr,
     /// The UDP payload.
     pub payload: &'a [u8],
@@ -78,71 +78,170 @@ type Hook = Box<dyn FnMut(Datagram<'_>) -> Vec<Delivery> + Send>;
 
 /// A simulated network. Clones are the same network.
 #[derive(Clone)]
-pub struct Net(Arc<Mutex<State>>);
+pub struct Net(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    /// The earliest arrival at a gateway has changed.
+    transit: Notify,
+}
 
 struct State {
     start: Instant,
-    link: LinkModel,
     rng: StdRng,
     hook: Option<Hook>,
-    inboxes: BTreeMap<SocketAddr, Inbox>,
-    /// Pairs that do not reach each other, both orders.
+    topology: Topology,
+    wires: Wires,
+    inboxes: BTreeMap<SocketId, Inbox>,
+    sockets: u64,
+    /// Pairs of addresses that do not reach each other, both orders.
     cut: BTreeSet<(SocketAddr, SocketAddr)>,
+    /// Nothing arrives over the internet by IPv6.
+    no_v6: bool,
+    /// From which host to which host nothing arrives, and when.
+    outages: BTreeMap<(HostId, HostId), Outage>,
+    /// What is on the way to the outsides of gateways, by arrival and order of sending.
+    transit: BTreeMap<(Instant, u64), Transit>,
+    sequence: u64,
     sent: u64,
     trace: Sha256,
+    /// The trace in words, if anybody wants it.
+    journal: Option<Vec<String>>,
 }
 
-/// What is on the way to one socket, by arrival time and order of sending.
-#[derive(Default)]
-struct Inbox {
-    on_the_way: BTreeMap<(Instant, u64), Arrival>,
-    sequence: u64,
-    reader: Option<Waker>,
+/// All wires: a way leads over the uplink of its sender, a wire between the two, and the downlink of
+/// the receiver.
+struct Wires {
+    between_all: Wire,
+    /// Within a network that is not the internet.
+    local: Wire,
+    between: BTreeMap<(HostId, HostId), Wire>,
+    up: BTreeMap<HostId, Wire>,
+    down: BTreeMap<HostId, Wire>,
+    states: BTreeMap<Segment, WireState>,
 }
 
-/// A datagram at its destination.
-pub(crate) struct Arrival {
-    pub(crate) from: SocketAddr,
-    pub(crate) ecn: Option<EcnCodepoint>,
-    pub(crate) payload: Vec<u8>,
+/// Names a wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Segment {
+    Up(HostId),
+    Between(Option<HostId>, Option<HostId>),
+    Down(HostId),
 }
 
-/// What a socket finds when it looks for mail.
-pub(crate) enum Mail {
-    /// Datagrams, in order of arrival.
-    Here(Vec<Arrival>),
-    /// Nothing before this time, as far as is known now.
-    At(Instant),
-    /// Nothing on the way.
-    Nothing,
+/// On the way to the outside of a gateway.
+struct Transit {
+    gateway: GatewayId,
+    to: SocketAddr,
+    arrival: Arrival,
 }
 
 impl Net {
-    pub(crate) fn new(seed: u64, link: LinkModel) -> Self {
-        Self(Arc::new(Mutex::new(State {
+    /// Must be called within a tokio runtime, which carries datagrams through gateways.
+    pub(crate) fn new(seed: u64, wire: Wire) -> Self {
+        let state = State {
             start: Instant::now(),
-            link,
             rng: StdRng::seed_from_u64(seed),
             hook: None,
+            topology: Topology::new(),
+            wires: Wires::new(wire),
             inboxes: BTreeMap::new(),
+            sockets: 0,
             cut: BTreeSet::new(),
+            no_v6: false,
+            outages: BTreeMap::new(),
+            transit: BTreeMap::new(),
+            sequence: 0,
             sent: 0,
             trace: Sha256::new(),
-        })))
+            journal: None,
+        };
+        let net = Self(Arc::new(Shared {
+            state: Mutex::new(state),
+            transit: Notify::new(),
+        }));
+        tokio::spawn(net.clone().carry());
+        net
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A UDP socket at this address, until it is dropped. Fails if the address is taken.
+    /// A UDP socket at this address of the internet, until it is dropped. Fails if the address is
+    /// taken. The host is made if there is none with the IP address.
     pub fn socket(&self, addr: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        self.host_on_internet(addr.ip()).bind(addr.port())
+    }
+
+    /// The host with this address on the internet; a new one if there is none.
+    pub fn host_on_internet(&self, ip: IpAddr) -> Host {
         let mut state = self.state();
-        if state.inboxes.contains_key(&addr) {
-            return Err(io::ErrorKind::AddrInUse.into());
+        let topology = &mut state.topology;
+        let id = topology
+            .host_at(Lan::INTERNET, ip)
+            .unwrap_or_else(|| topology.add_host(&[(Lan::INTERNET, ip)]));
+        Host::new(self.clone(), id)
+    }
+
+    /// A host that is attached to these networks under these addresses. Its first address of a kind
+    /// is its first choice.
+    pub fn host(&self, attached: &[(Lan, IpAddr)]) -> Host {
+        let id = self.state().topology.add_host(attached);
+        Host::new(self.clone(), id)
+    }
+
+    /// A network without a way out.
+    pub fn lan(&self) -> Lan {
+        self.state().topology.add_lan()
+    }
+
+    /// Gives `inside` a way out, for addresses of the kind of `external`: a translator whose address
+    /// in `outside` that is.
+    pub fn nat(&self, inside: Lan, outside: Lan, external: IpAddr, model: NatModel) -> GatewayId {
+        let mut state = self.state();
+        // Not drawn from the network's chance: a NAT more must not change the losses of others.
+        let seed = 0x4e41_5400 + state.topology.gateways.len() as u64;
+        state.topology.add_gateway(Gateway {
+            inside,
+            outside,
+            v6: external.is_ipv6(),
+            kind: Kind::Nat(Box::new(Table::new(model, external, seed))),
+        })
+    }
+
+    /// A new network with a translator to the internet.
+    pub fn behind(&self, external: IpAddr, model: NatModel) -> Lan {
+        let inside = self.lan();
+        self.nat(inside, Lan::INTERNET, external, model);
+        inside
+    }
+
+    /// Gives `inside` a way out for IPv6 or IPv4: a firewall, behind which hosts have addresses of
+    /// `outside`.
+    pub fn firewall(&self, inside: Lan, outside: Lan, v6: bool, rules: Firewall) -> GatewayId {
+        self.state().topology.add_gateway(Gateway {
+            inside,
+            outside,
+            v6,
+            kind: Kind::Firewall(Sessions::new(rules)),
+        })
+    }
+
+    /// Lets a gateway forget all that it knows, as one does that restarts.
+    pub fn restart_gateway(&self, gateway: GatewayId) {
+        match &mut self.state().topology.gateways[gateway.0].kind {
+            Kind::Nat(table) => table.clear(),
+            Kind::Firewall(sessions) => sessions.clear(),
         }
-        state.inboxes.insert(addr, Inbox::default());
-        Ok(Arc::new(SimSocket::new(addr, self.clone())))
+    }
+
+    /// Mappings or sessions that a gateway holds.
+    pub fn gateway_load(&self, gateway: GatewayId) -> usize {
+        match &self.state().topology.gateways[gateway.0].kind {
+            Kind::Nat(table) => table.len(Instant::now()),
+            Kind::Firewall(sessions) => sessions.len(Instant::now()),
+        }
     }
 
     /// The runtime to give to quinn.
@@ -155,9 +254,25 @@ impl Net {
         Arc::new(SeededEntropy::new(self.state().rng.next_u64()))
     }
 
-    /// Replaces the behaviour of the wires from now on.
-    pub fn set_link(&self, link: LinkModel) {
-        self.state().link = link;
+    /// Replaces the wire between all hosts that have none of their own, from now on.
+    pub fn set_link(&self, wire: impl Into<Wire>) {
+        self.state().wires.between_all = wire.into();
+    }
+
+    /// Replaces the wire from one host to another, from now on. One direction.
+    pub fn set_wire(&self, from: &Host, to: &Host, wire: impl Into<Wire>) {
+        let pair = (from.id(), to.id());
+        self.state().wires.between.insert(pair, wire.into());
+    }
+
+    /// Puts a wire between a host and everything that it sends to, beyond the wire to the receiver.
+    pub fn set_uplink(&self, host: &Host, wire: impl Into<Wire>) {
+        self.state().wires.up.insert(host.id(), wire.into());
+    }
+
+    /// Puts a wire between a host and everything that is sent to it.
+    pub fn set_downlink(&self, host: &Host, wire: impl Into<Wire>) {
+        self.state().wires.down.insert(host.id(), wire.into());
     }
 
     /// Asks `hook` about each datagram from now on, before the loss and latency of the wires. The
@@ -169,6 +284,11 @@ impl Net {
     /// Asks nobody any more.
     pub fn clear_hook(&self) {
         self.state().hook = None;
+    }
+
+    /// Loses everything that is sent to an IPv6 address over the internet from now on, or no longer.
+    pub fn blackhole_v6(&self, on: bool) {
+        self.state().no_v6 = on;
     }
 
     /// Loses everything between `a` and `b` from now on.
@@ -183,9 +303,40 @@ impl Net {
         state.cut.remove(&(b, a));
     }
 
-    /// Sends a datagram as if from `from`, which need not exist: an attacker's. Hooks do not see it.
+    /// Loses what each of `from` sends to each of `to`, over whatever address, from now on and as
+    /// `outage` says. One direction.
+    pub fn cut(&self, from: &[&Host], to: &[&Host], outage: Outage) {
+        let mut state = self.state();
+        for from in from {
+            for to in to {
+                state.outages.insert((from.id(), to.id()), outage);
+            }
+        }
+    }
+
+    /// Ends [`Net::cut`] in this direction.
+    pub fn mend(&self, from: &[&Host], to: &[&Host]) {
+        let mut state = self.state();
+        for from in from {
+            for to in to {
+                state.outages.remove(&(from.id(), to.id()));
+            }
+        }
+    }
+
+    /// Sends a datagram on the internet as if from `from`, which need not exist: an attacker's. Hooks
+    /// do not see it, nor does the trace.
     pub fn inject(&self, from: SocketAddr, to: SocketAddr, payload: &[u8]) {
-        self.state().carry(from, to, None, Delivery::of(payload));
+        let mut state = self.state();
+        let sender = state.topology.host_at(Lan::INTERNET, from.ip());
+        let way = Way {
+            sender,
+            lan: Lan::INTERNET,
+            from,
+            to,
+            ecn: None,
+        };
+        state.put_on_the_wire(way, &Delivery::of(payload), &self.0.transit);
     }
 
     /// How many datagrams were sent.
@@ -198,111 +349,317 @@ impl Net {
         self.state().trace.clone().finalize().into()
     }
 
-    pub(crate) fn send(
-        &self,
-        from: SocketAddr,
-        to: SocketAddr,
-        ecn: Option<EcnCodepoint>,
-        payload: &[u8],
-    ) {
+    /// Writes down from now on what is sent, and what is [`noted`](Net::note), a line each.
+    pub fn keep_journal(&self) {
+        self.state().journal.get_or_insert_default();
+    }
+
+    /// What was written down since it was taken last.
+    pub fn take_journal(&self) -> Vec<String> {
         let mut state = self.state();
-        state.record(from, to, payload.len());
-        let index = state.sent;
-        state.sent += 1;
-        let deliveries = match state.hook.as_mut() {
+        state
+            .journal
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
+    /// Adds a line to the journal, if one is kept.
+    pub fn note(&self, what: &str) {
+        let mut state = self.state();
+        let at = state.start.elapsed();
+        if let Some(journal) = &mut state.journal {
+            journal.push(format!("{:.6} {what}", at.as_secs_f64()));
+        }
+    }
+
+    pub(crate) fn local_addr(&self, host: HostId, port: u16, v6: bool) -> SocketAddr {
+        self.state().topology.local_addr(host, port, v6)
+    }
+
+    /// Sends from a socket, if it is still there.
+    pub(crate) fn send(&self, socket: SocketId, letter: Letter) {
+        let mut state = self.state();
+        let Some(inbox) = state.inboxes.get(&socket) else {
+            return;
+        };
+        let (host, port) = (inbox.host, inbox.port);
+        if state.topology.hosts[host.0].paused {
+            if let Some(inbox) = state.inboxes.get_mut(&socket) {
+                inbox.hold(letter);
+            }
+            return;
+        }
+        state.dispatch(host, port, letter, &self.0.transit);
+    }
+
+    /// Takes up to `max` datagrams that have arrived at a socket, else leaves the waker for a change.
+    pub(crate) fn take_mail(&self, socket: SocketId, max: usize, waker: &Waker) -> Mail {
+        let mut state = self.state();
+        let state = &mut *state;
+        let Some(inbox) = state.inboxes.get_mut(&socket) else {
+            return Mail::Nothing;
+        };
+        let paused = state.topology.hosts[inbox.host.0].paused;
+        inbox.take(max, waker, paused)
+    }
+
+    pub(crate) fn close(&self, socket: SocketId) {
+        let mut state = self.state();
+        if let Some(inbox) = state.inboxes.remove(&socket) {
+            state.topology.hosts[inbox.host.0].ports.remove(&inbox.port);
+        }
+    }
+
+    /// Takes what arrives at gateways onwards, for ever.
+    async fn carry(self) {
+        loop {
+            let next = self.state().pass_gateways();
+            let changed = self.0.transit.notified();
+            match next {
+                Some(at) => tokio::select! {
+                    biased;
+                    () = changed => {}
+                    () = sleep_until(at) => {}
+                },
+                None => changed.await,
+            }
+        }
+    }
+}
+
+/// A datagram as its sender hands it in.
+pub(crate) struct Letter {
+    pub(crate) to: SocketAddr,
+    /// Which of its addresses the sender wants to send from.
+    pub(crate) source: Option<IpAddr>,
+    pub(crate) ecn: Option<EcnCodepoint>,
+    pub(crate) payload: Vec<u8>,
+}
+
+/// Where a datagram comes from and goes to.
+#[derive(Clone, Copy)]
+struct Way {
+    sender: Option<HostId>,
+    lan: Lan,
+    from: SocketAddr,
+    to: SocketAddr,
+    ecn: Option<EcnCodepoint>,
+}
+
+impl State {
+    /// Sends a datagram of a host: into the trace, past the hook, onto the wire.
+    fn dispatch(&mut self, host: HostId, port: u16, letter: Letter, transit: &Notify) {
+        let Letter {
+            to,
+            source,
+            ecn,
+            payload,
+        } = letter;
+        let owned = self.topology.source(host, to.ip(), source);
+        let stale = source.is_some() && owned.map(|at| at.1) != source;
+        // The system refuses both: nothing leaves the host.
+        let Some((lan, ip)) = owned.filter(|_| !stale) else {
+            return;
+        };
+        let from = SocketAddr::new(ip, port);
+        self.record(from, to, payload.len());
+        let index = self.sent;
+        self.sent += 1;
+        let deliveries = match self.hook.as_mut() {
             Some(hook) => hook(Datagram {
                 index,
                 from,
                 to,
-                payload,
+                payload: &payload,
             }),
-            None => vec![Delivery::of(payload)],
+            None => vec![Delivery {
+                payload,
+                delay: Duration::ZERO,
+            }],
         };
-        for delivery in deliveries {
-            state.carry(from, to, ecn, delivery);
+        let way = Way {
+            sender: Some(host),
+            lan,
+            from,
+            to,
+            ecn,
+        };
+        for delivery in &deliveries {
+            self.put_on_the_wire(way, delivery, transit);
         }
     }
 
-    /// Takes up to `max` datagrams that have arrived at `addr`, else leaves the waker for a change.
-    pub(crate) fn take_mail(&self, addr: SocketAddr, max: usize, waker: &Waker) -> Mail {
+    /// Adds a datagram to the trace.
+    fn record(&mut self, from: SocketAddr, to: SocketAddr, size: usize) {
+        let at = self.start.elapsed();
+        let what = format!(" {from} {to} {size}\n");
+        self.trace.update(at.as_nanos().to_be_bytes());
+        self.trace.update(&what);
+        if let Some(journal) = &mut self.journal {
+            journal.push(format!("{:.6}{}", at.as_secs_f64(), what.trim_end()));
+        }
+    }
+
+    fn put_on_the_wire(&mut self, way: Way, delivery: &Delivery, transit: &Notify) {
         let now = Instant::now();
-        let mut state = self.state();
-        let Some(inbox) = state.inboxes.get_mut(&addr) else {
-            return Mail::Nothing;
+        let Way {
+            sender, from, to, ..
+        } = way;
+        let reached = self.topology.outwards(now, way.lan, from, to);
+        let (receiver, local) = match &reached {
+            Some((Reached::Host { host, local }, _)) => (Some(*host), *local),
+            Some((Reached::Gateway { gateway, .. }, _)) => {
+                (self.topology.meant(*gateway, to), false)
+            }
+            None => (None, false),
         };
-        let mut here = Vec::new();
-        while here.len() < max
-            && let Some(first) = inbox.on_the_way.first_entry()
-            && first.key().0 <= now
-        {
-            here.push(first.remove());
+        // Drawn for every datagram, so that a cut or a full inbox does not shift later draws.
+        let size = delivery.payload.len();
+        let trip = self.wires.pass(
+            &mut self.rng,
+            now,
+            Trip {
+                sender,
+                receiver,
+                local,
+                size,
+                v6: to.is_ipv6(),
+            },
+        );
+        let (Some(delays), Some((reached, seen_from))) = (trip, reached) else {
+            return;
+        };
+        let dark = self.no_v6 && to.is_ipv6() && !local;
+        if dark || self.cut.contains(&(from, to)) || self.is_out(sender, receiver, now) {
+            return;
         }
-        if !here.is_empty() {
-            return Mail::Here(here);
+        for delay in delays {
+            let at = now + delay + delivery.delay;
+            let arrival = Arrival {
+                from: seen_from,
+                to: to.ip(),
+                ecn: way.ecn,
+                payload: delivery.payload.clone(),
+            };
+            match reached {
+                Reached::Host { host, .. } => self.deliver(host, to, at, arrival),
+                Reached::Gateway { gateway, hairpin } => {
+                    if hairpin && !self.topology.hairpins(gateway)
+                        || self.transit.len() == MAX_IN_TRANSIT
+                    {
+                        return;
+                    }
+                    let item = Transit {
+                        gateway,
+                        to,
+                        arrival,
+                    };
+                    self.transit.insert((at, self.sequence), item);
+                    self.sequence += 1;
+                    transit.notify_one();
+                }
+            }
         }
-        inbox.reader = Some(waker.clone());
-        inbox
-            .on_the_way
-            .first_key_value()
-            .map_or(Mail::Nothing, |((at, _), _)| Mail::At(*at))
     }
 
-    pub(crate) fn close(&self, addr: SocketAddr) {
-        self.state().inboxes.remove(&addr);
+    fn is_out(&self, from: Option<HostId>, to: Option<HostId>, now: Instant) -> bool {
+        from.zip(to)
+            .and_then(|pair| self.outages.get(&pair))
+            .is_some_and(|outage| outage.is_on(now - self.start))
+    }
+
+    /// Takes inwards what has arrived at gateways; when the next will.
+    fn pass_gateways(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        while let Some(first) = self.transit.first_entry() {
+            let at = first.key().0;
+            if at > now {
+                return Some(at);
+            }
+            let Transit {
+                gateway,
+                to,
+                mut arrival,
+            } = first.remove();
+            let found = self.topology.inwards(now, gateway, arrival.from, to);
+            if let Some((host, inside)) = found {
+                arrival.to = inside.ip();
+                self.deliver(host, inside, at, arrival);
+            }
+        }
+        None
+    }
+
+    /// Puts a datagram into the inbox of the socket that it is for, if there is one.
+    fn deliver(&mut self, host: HostId, to: SocketAddr, at: Instant, arrival: Arrival) {
+        let socket = self.topology.hosts[host.0].ports.get(&to.port());
+        if let Some(inbox) = socket.and_then(|socket| self.inboxes.get_mut(socket)) {
+            inbox.put(at, arrival);
+        }
     }
 }
 
-impl State {
-    /// Adds a datagram to the trace.
-    fn record(&mut self, from: SocketAddr, to: SocketAddr, size: usize) {
-        let at = self.start.elapsed().as_nanos();
-        self.trace.update(at.to_be_bytes());
-        self.trace.update(format!(" {from} {to} {size}\n"));
+/// What a wire needs to know of a datagram.
+#[derive(Clone, Copy)]
+struct Trip {
+    sender: Option<HostId>,
+    receiver: Option<HostId>,
+    local: bool,
+    size: usize,
+    v6: bool,
+}
+
+impl Wires {
+    fn new(between_all: Wire) -> Self {
+        Self {
+            between_all,
+            local: Wire::cable(),
+            between: BTreeMap::new(),
+            up: BTreeMap::new(),
+            down: BTreeMap::new(),
+            states: BTreeMap::new(),
+        }
     }
 
-    /// Puts a datagram on the wire, where it may be lost.
-    fn carry(
+    /// After which delays a datagram arrives, once or twice; `None`: it is lost.
+    fn pass(
         &mut self,
-        from: SocketAddr,
-        to: SocketAddr,
-        ecn: Option<EcnCodepoint>,
-        delivery: Delivery,
-    ) {
-        // Drawn for every datagram, so that a cut or a full inbox does not shift later draws.
-        let lost = self.rng.random_bool(self.link.loss);
-        let latency = if self.link.latency.is_empty() {
-            self.link.latency.start
+        rng: &mut StdRng,
+        now: Instant,
+        trip: Trip,
+    ) -> Option<impl Iterator<Item = Duration> + use<>> {
+        let Trip {
+            sender,
+            receiver,
+            local,
+            size,
+            v6,
+        } = trip;
+        let pair = sender.zip(receiver);
+        let common = if local {
+            &self.local
         } else {
-            self.rng.random_range(self.link.latency.clone())
+            &self.between_all
         };
-        if lost || delivery.payload.len() > MAX_PAYLOAD || self.cut.contains(&(from, to)) {
-            return;
+        let between = pair
+            .and_then(|pair| self.between.get(&pair))
+            .unwrap_or(common);
+        let up = sender.and_then(|host| Some((Segment::Up(host), self.up.get(&host)?)));
+        let down = receiver.and_then(|host| Some((Segment::Down(host), self.down.get(&host)?)));
+        let middle = (Segment::Between(sender, receiver), between);
+        let segments = [up, Some(middle), down];
+        let mut delay = Duration::ZERO;
+        let mut twin: Option<Duration> = None;
+        for (segment, wire) in segments.into_iter().flatten() {
+            let state = self.states.entry(segment).or_default();
+            // It reaches the next wire when it has passed this one; queues are kept by then.
+            let passage = wire.pass(state, rng, now + delay, size, v6)?;
+            let later = twin.map(|twin| twin + passage.delay);
+            twin = later.or_else(|| passage.twin.map(|twin| delay + twin));
+            delay += passage.delay;
         }
-        let Some(inbox) = self.inboxes.get_mut(&to) else {
-            return;
-        };
-        if inbox.on_the_way.len() == MAX_ON_THE_WAY {
-            return;
-        }
-        let key = (Instant::now() + latency + delivery.delay, inbox.sequence);
-        inbox.sequence += 1;
-        inbox.on_the_way.insert(
-            key,
-            Arrival {
-                from,
-                ecn,
-                payload: delivery.payload,
-            },
-        );
-        // The reader sleeps until what was the first arrival; tell it about an earlier one.
-        if inbox
-            .on_the_way
-            .first_key_value()
-            .is_some_and(|(first, _)| *first == key)
-            && let Some(reader) = inbox.reader.take()
-        {
-            reader.wake();
-        }
+        Some([Some(delay), twin].into_iter().flatten())
     }
 }
 

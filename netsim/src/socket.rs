@@ -4,7 +4,7 @@ use std::{
     fmt,
     future::Future,
     io::{self, IoSliceMut},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -16,21 +16,31 @@ use quinn::{
 };
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::net::{Arrival, Mail, Net};
+use crate::net::{Arrival, HostId, Letter, Mail, Net, SocketId};
 
 /// A socket that is always writable. It takes one datagram a buffer: quinn would otherwise reserve
 /// 3 MB for each endpoint.
 pub struct SimSocket {
-    addr: SocketAddr,
+    place: Place,
     net: Net,
     /// Wakes the reader at the next arrival.
     alarm: Mutex<Option<Pin<Box<Sleep>>>>,
 }
 
+/// Where a socket is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) socket: SocketId,
+    pub(crate) host: HostId,
+    pub(crate) port: u16,
+    /// For IPv6 and, in mapped form, IPv4.
+    pub(crate) v6: bool,
+}
+
 impl SimSocket {
-    pub(crate) fn new(addr: SocketAddr, net: Net) -> Self {
+    pub(crate) fn new(place: Place, net: Net) -> Self {
         Self {
-            addr,
+            place,
             net,
             alarm: Mutex::default(),
         }
@@ -55,9 +65,19 @@ impl AsyncUdpSocket for SimSocket {
             .segment_size
             .unwrap_or(transmit.contents.len())
             .max(1);
+        let to = canonical(transmit.destination);
+        // A socket for IPv4 knows no other addresses; the system's error is of no use to quinn.
+        if to.is_ipv6() && !self.place.v6 {
+            return Ok(());
+        }
         for datagram in transmit.contents.chunks(size) {
-            self.net
-                .send(self.addr, transmit.destination, transmit.ecn, datagram);
+            let letter = Letter {
+                to,
+                source: transmit.src_ip.map(|ip| ip.to_canonical()),
+                ecn: transmit.ecn,
+                payload: datagram.to_vec(),
+            };
+            self.net.send(self.place.socket, letter);
         }
         Ok(())
     }
@@ -70,11 +90,11 @@ impl AsyncUdpSocket for SimSocket {
     ) -> Poll<io::Result<usize>> {
         let max = bufs.len().min(meta.len());
         loop {
-            match self.net.take_mail(self.addr, max, cx.waker()) {
+            match self.net.take_mail(self.place.socket, max, cx.waker()) {
                 Mail::Here(mail) => {
                     let slots = bufs.iter_mut().zip(meta.iter_mut());
                     for ((buf, meta), arrival) in slots.zip(&mail) {
-                        *meta = fill(buf, arrival);
+                        *meta = fill(buf, arrival, self.place.v6);
                     }
                     return Poll::Ready(Ok(mail.len()));
                 }
@@ -85,7 +105,8 @@ impl AsyncUdpSocket for SimSocket {
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.addr)
+        let Place { host, port, v6, .. } = self.place;
+        Ok(self.net.local_addr(host, port, v6))
     }
 
     fn may_fragment(&self) -> bool {
@@ -94,27 +115,44 @@ impl AsyncUdpSocket for SimSocket {
 }
 
 /// Copies a datagram into a buffer, cut to its length as the operating system does.
-fn fill(buf: &mut [u8], arrival: &Arrival) -> RecvMeta {
+fn fill(buf: &mut [u8], arrival: &Arrival, v6: bool) -> RecvMeta {
     let len = arrival.payload.len().min(buf.len());
     buf[..len].copy_from_slice(&arrival.payload[..len]);
     RecvMeta {
-        addr: arrival.from,
+        addr: if v6 {
+            mapped(arrival.from)
+        } else {
+            arrival.from
+        },
         len,
         stride: len,
         ecn: arrival.ecn,
-        ..RecvMeta::default()
+        dst_ip: Some(arrival.to),
     }
+}
+
+/// An IPv4 address as a socket for both kinds shows it.
+fn mapped(addr: SocketAddr) -> SocketAddr {
+    match addr.ip() {
+        IpAddr::V4(ip) => SocketAddr::new(ip.to_ipv6_mapped().into(), addr.port()),
+        IpAddr::V6(_) => addr,
+    }
+}
+
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
 impl Drop for SimSocket {
     fn drop(&mut self) {
-        self.net.close(self.addr);
+        self.net.close(self.place.socket);
     }
 }
 
 impl fmt::Debug for SimSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SimSocket({})", self.addr)
+        let Place { host, port, v6, .. } = self.place;
+        write!(f, "SimSocket({})", self.net.local_addr(host, port, v6))
     }
 }
 

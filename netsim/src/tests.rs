@@ -1,5 +1,7 @@
 //! The simulator itself.
 
+pub(crate) mod udp;
+
 use std::{
     future::poll_fn, io::IoSliceMut, net::SocketAddr, sync::Arc, task::Poll, time::Duration,
 };
