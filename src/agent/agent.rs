@@ -11,6 +11,7 @@ use meshwork_identity::NodeId;
 use meshwork_proto::announcement::Gpu;
 use meshwork_proto::ports::{Trust, WallClock};
 use meshwork_proto::service::Router;
+use meshwork_proto::slots::Capacity;
 use tokio::sync::broadcast;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -124,6 +125,11 @@ impl Agent {
     /// The accelerators as last found.
     pub fn gpus(&self) -> Vec<Gpu> {
         self.shared.gpus()
+    }
+
+    /// Totals, and what of them is free now.
+    pub fn capacity(&self) -> Capacity {
+        self.shared.slots.capacity()
     }
 
     /// The CUDA version that the driver supports, if there is one.

@@ -106,10 +106,8 @@ fn look_around(core: &Arc<Core>, listeners: &mut BTreeMap<NodeId, Hold>, tasks: 
 
 /// The nodes to listen to.
 fn wanted(core: &Core) -> BTreeMap<NodeId, Trace> {
-    let nodes = core.directory.nodes().into_iter();
-    let agents = nodes
-        .filter(|(_, a)| a.roles.contains(&Role::Agent))
-        .map(|(node, a)| (node, Some(a.version)));
+    let agents = core.directory.with_role(Role::Agent).into_iter();
+    let agents = agents.map(|(node, version)| (node, Some(version)));
     let records = core.ledger.entries().into_iter().map(|entry| entry.now());
     let open = records
         .filter(|r| r.work().is_some() || !r.ended())

@@ -89,11 +89,8 @@ async fn place_now_or_soon(
 }
 
 fn awaits_agents(core: &Core) -> bool {
-    let known = core.directory.nodes();
-    let agents = known.iter().filter(|(_, a)| a.roles.contains(&Role::Agent));
-    agents
-        .map(|(node, _)| *node)
-        .any(|node| core.nodes.awaits(node))
+    let agents = core.directory.with_role(Role::Agent);
+    agents.iter().any(|(node, _)| core.nodes.awaits(*node))
 }
 
 /// Everything that needs no look at other sessions.

@@ -122,12 +122,7 @@ impl Core {
         let filter = ordered.order.spec.place.as_deref();
         let query = parse_query(filter)?;
         let is_agent = |(_, announcement): &Known| announcement.roles.contains(&Role::Agent);
-        let agents = self
-            .directory
-            .nodes()
-            .iter()
-            .filter(|known| is_agent(known))
-            .count();
+        let agents = self.directory.with_role(Role::Agent).len();
         let mut matching = self.directory.find(&query);
         matching.retain(is_agent);
         let mut records: BTreeMap<NodeId, Vec<Arc<Record>>> = BTreeMap::new();

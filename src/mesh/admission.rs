@@ -227,7 +227,7 @@ impl Node {
         })?;
         let ticket = Ticket {
             mesh: self.credentials.authority,
-            psk: self.config.psk.clone(),
+            psk: self.psks.set().current,
             contacts: vec![Contact {
                 node: self.credentials.node_id(),
                 addrs,
@@ -295,7 +295,8 @@ impl Node {
             node: self.credentials.node_id(),
             addrs: self.addresses(),
         };
-        let store = self.gossip.store();
+        let facts = self.gossip.facts();
+        let store = facts.store();
         let managers = store
             .iter()
             .filter(|(node, body)| *node != own.node && body.roles.contains(&NodeRole::Manager))

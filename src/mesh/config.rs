@@ -7,8 +7,12 @@ use std::time::Duration;
 
 use meshwork_identity::{CLOCK_TOLERANCE, Identity, NodeId, Psk, Token};
 use meshwork_proto::announcement::Role;
+use meshwork_proto::membership::MembershipConfig;
+use meshwork_proto::path::PathConfig;
+use meshwork_proto::subnet::SubnetPolicy;
 
 use crate::rpc::RpcLimits;
+use crate::traversal::RelayConfig;
 
 /// What a node is and how it behaves. Start from [`MeshConfig::new`].
 #[derive(Clone)]
@@ -44,10 +48,31 @@ pub struct MeshConfig {
     /// A connection whose other end is silent for so long is given up. Default: 20 s. A third of it
     /// is the time between keep-alive packets, so that mappings of NATs live on.
     pub dead_after: Duration,
-    /// How long an announcement of ours holds. Default: 60 s; it is renewed after a third of that.
-    /// A node that dies leaves its peers' directories after this; whether an agent is alive, its
-    /// manager learns from heartbeats much earlier.
-    pub announcement_ttl: Duration,
+    /// How long an announcement of ours holds; it is renewed after a third of that. Default: none,
+    /// for 5 minutes to a day by the size of the mesh (`meshwork_proto::membership::renewal_ttl`), so
+    /// that renewals cost the same in a mesh of any size. A node that dies leaves its peers'
+    /// directories much earlier, when the membership machine declares it dead.
+    pub announcement_ttl: Option<Duration>,
+    /// How neighbours are chosen and watched. Default: [`MembershipConfig::default`]. All nodes of a
+    /// mesh should have the same.
+    pub membership: MembershipConfig,
+    /// Derives the node's subnet from its tags, when its announcement names none. Default: none.
+    pub subnet_policy: Option<SubnetPolicy>,
+    /// The tenants that this node belongs to: what it finds includes what is narrowed to them.
+    /// Default: none. No access control: tokens say who may do what.
+    pub tenants: BTreeSet<String>,
+    /// Whether and how this node forwards packets for peers that cannot reach each other. Default: it
+    /// does as soon as it finds that others can reach it, within [`RelayConfig::default`]'s bounds.
+    /// None: never.
+    pub relay: Option<RelayConfig>,
+    /// Whether the router is asked for an open port (PCP, NAT-PMP, `UPnP`). Default: false, so that a
+    /// library opens nothing by itself; the binary asks.
+    pub port_mapping: bool,
+    /// Where others reach this node, by the operator's word, for example a forwarded port. Default:
+    /// none; what peers see counts.
+    pub reflex_override: Option<SocketAddr>,
+    /// How paths to peers are watched and chosen. Default: [`PathConfig::default`].
+    pub path: PathConfig,
     /// How far clocks of honest nodes may lie apart. Default: 30 s.
     pub clock_tolerance: Duration,
 }
@@ -70,7 +95,14 @@ impl MeshConfig {
             max_announcements: 16_384,
             idle: Duration::from_mins(1),
             dead_after: Duration::from_secs(20),
-            announcement_ttl: Duration::from_mins(1),
+            announcement_ttl: None,
+            membership: MembershipConfig::default(),
+            subnet_policy: None,
+            tenants: BTreeSet::new(),
+            relay: Some(RelayConfig::default()),
+            port_mapping: false,
+            reflex_override: None,
+            path: PathConfig::default(),
             clock_tolerance: CLOCK_TOLERANCE,
         }
     }

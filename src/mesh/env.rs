@@ -2,6 +2,7 @@
 //! the system's; the simulator gives its own, and the node above runs unchanged.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -25,21 +26,27 @@ pub struct Env {
     pub state: Arc<dyn StateStore>,
     /// Where quinn spawns its tasks and gets its timers.
     pub runtime: Arc<dyn Runtime>,
-    /// The node's one socket.
+    /// The node's socket.
     pub socket: Arc<dyn AsyncUdpSocket>,
+    /// Opens another one, for when a NAT is about to forget the first. Port 0 is any free one.
+    pub bind: BindSocket,
 }
+
+/// Opens a UDP socket at an address.
+pub type BindSocket = Arc<dyn Fn(SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> + Send + Sync>;
 
 impl Env {
     /// The system's clock, randomness and network, with a UDP socket at `addr` (port 0: any free
     /// one). Must be called within a tokio runtime.
     pub fn production(addr: SocketAddr, state: Arc<dyn StateStore>) -> Result<Self, MeshError> {
-        let socket = transport::udp_socket(addr, transport::SOCKET_BUFFER)?;
+        let bind = |addr| transport::udp_socket(addr, transport::SOCKET_BUFFER);
         Ok(Self {
             clock: Arc::new(SystemClock),
             entropy: Arc::new(SystemEntropy),
             state,
             runtime: Arc::new(TokioRuntime),
-            socket,
+            socket: bind(addr)?,
+            bind: Arc::new(move |addr| bind(addr).map_err(io::Error::other)),
         })
     }
 }

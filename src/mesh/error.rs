@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use meshwork_identity::{NodeId, RevocationError, TicketError, TokenError};
+use meshwork_proto::path::canonical;
 use meshwork_proto::rpc::{RpcError, Status};
 
 use crate::transport::{BindError, ConnectError};
@@ -42,7 +43,8 @@ pub enum MeshError {
     /// The time given was over before an address answered.
     #[error(
         "node {}… did not answer within {after:?}; nodes stay silent to whoever has another \
-         pre-shared key, so compare the mesh of both",
+         pre-shared key, so compare the mesh of both; if the mesh has changed its key while this \
+         node was away, ask for a new ticket",
         node.short()
     )]
     Timeout {
@@ -88,6 +90,9 @@ pub enum MeshError {
     /// The revocation is not heeded.
     #[error("the revocation is refused")]
     Revocation(#[source] std::sync::Arc<RevocationError>),
+    /// The new pre-shared key is not heeded.
+    #[error("the rotation of the pre-shared key is refused: {0}")]
+    Rotation(String),
     /// The node is shutting down.
     #[error("this node is shutting down")]
     ShuttingDown,
@@ -107,9 +112,22 @@ pub enum TurnedAway {
     ShuttingDown,
 }
 
-/// The addresses that were tried, and why each failed.
+/// The addresses that were tried and why each failed, and the relays that were tried as well.
 #[derive(Debug, Clone)]
-pub struct Tried(pub Vec<(SocketAddr, ConnectError)>);
+pub struct Tried(pub Vec<(SocketAddr, ConnectError)>, pub Vec<NodeId>);
+
+impl Tried {
+    /// In the order of `addrs`.
+    pub(crate) fn new(
+        addrs: &[SocketAddr],
+        mut failed: Vec<(SocketAddr, ConnectError)>,
+        relays: Vec<NodeId>,
+    ) -> Self {
+        let place = |of: &SocketAddr| addrs.iter().position(|addr| canonical(*addr) == *of);
+        failed.sort_by_key(|(addr, _)| place(addr));
+        Self(failed, relays)
+    }
+}
 
 impl fmt::Display for Tried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -121,6 +139,14 @@ impl fmt::Display for Tried {
             } else {
                 write!(f, "{separator}{addr}: {error}")?;
             }
+        }
+        for (index, relay) in self.1.iter().enumerate() {
+            let before = match (index, self.0.is_empty()) {
+                (0, true) => "no answer through relay",
+                (0, false) => "; nor did it answer through relay",
+                _ => ",",
+            };
+            write!(f, "{before} {}…", relay.short())?;
         }
         Ok(())
     }
@@ -163,6 +189,7 @@ impl From<MeshError> for RpcError {
                 with(Status::Invalid, "")
             }
             MeshError::Revocation(_) => with(Status::Denied, "revocation"),
+            MeshError::Rotation(_) => with(Status::Denied, "rotation"),
             MeshError::Join(_) => with(Status::Denied, "join"),
             MeshError::Bind(_) | MeshError::State { .. } => with(Status::Internal, "state"),
         }

@@ -1,397 +1,205 @@
-//! What all nodes of the mesh shall know of each other: announcements and revocations, flooded over
-//! the connections that there are.
+//! Membership, and spreading what all nodes shall know: announcements, beats, suspicions, revocations
+//! and the rotation of the pre-shared key.
 //!
-//! Each connection has an outbox that holds *which* facts the peer lacks, not the facts: it is
-//! bounded by the number of facts, a slow peer gets the latest version of each only, and nothing is
-//! copied. What a lost message fails to carry, the next renewal carries.
+//! What is known lies in the ledger (`meshwork_proto::facts`); who is told what, who is probed and who
+//! is dialled, the membership machine decides (`meshwork_proto::membership`). `driver` runs it.
+//! `hear` takes what peers tell, `post` delivers each connection's `outbox` to its peer. `own` is what
+//! this node says of itself, `revoke` what revocations cut. With `cache` and `rejoin` a node finds
+//! back to its mesh.
+//!
+//! An outbox holds *which* facts the peer lacks, not the facts: it is bounded by their number, a slow
+//! peer gets the latest version of each only, and nothing is copied. What a lost message fails to
+//! carry, the comparison of digests with a neighbour brings later.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+mod cache;
+mod chance;
+mod counters;
+mod driver;
+mod hear;
+mod intake;
+mod outbox;
+mod own;
+mod post;
+mod rejoin;
+mod revoke;
 
-use meshwork_identity::{Grant, NodeId, Revocation, Revoked, Scope};
-use meshwork_proto::announcement::{Announcement, SignedAnnouncement};
-use meshwork_proto::limits::{MAX_ANNOUNCEMENTS_PER_CALL, MAX_HOPS};
-use meshwork_proto::mesh::{Announce, AnnounceNodes, Revoke, RevokeTokens};
-use meshwork_proto::rpc::{RpcError, Status};
-use meshwork_proto::store::{AnnouncementStore, Received};
-use quinn::ConnectionError;
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use meshwork_identity::NodeId;
+use meshwork_proto::facts::{Fact, Facts};
+use meshwork_proto::membership::{Liveness, Membership, Moment};
+use meshwork_proto::mesh::MembershipCounters;
+use tokio::sync::{Notify, broadcast};
+use tokio::time::Instant;
 use tracing::debug;
 
+use crate::config::MeshConfig;
+use crate::credentials::Credentials;
+use crate::env::Env;
 use crate::error::MeshError;
-use crate::node::Node;
-use crate::peer::Link;
-use crate::rpc::{CallError, close_code};
-use crate::state::{StateStore, durably};
+use crate::psk::Psks;
+use cache::PeerCache;
+use chance::SplitMix;
+use counters::Counters;
+pub use counters::GossipStats;
+use driver::Machine;
+use intake::Intake;
+pub(crate) use outbox::Outbox;
+use own::Own;
 
-/// Where the first version that was not reserved yet is kept.
-const STATE_KEY: &str = "announcement-version";
-/// Versions reserved with one write to the disk.
-const RESERVED: u64 = 1000;
-/// How long news is gathered before it is delivered, so that what comes together goes together. Over
-/// as many hops as there may be, it adds up to less than a second.
-const GATHERING: Duration = Duration::from_millis(50);
-/// How long one delivery may take.
-const DELIVERY: Duration = Duration::from_secs(10);
-/// Pause after a delivery that failed.
-const PAUSE: Duration = Duration::from_secs(1);
-/// Announcements that are checked before other tasks get their turn: some milliseconds.
-const CHECKED_AT_ONCE: usize = 16;
+/// Changes of liveness that a slow listener may lag behind before it misses some.
+const MEMBER_EVENTS: usize = 1024;
+/// Peers whose telling is measured at a time; there are no more connections by default. Others are
+/// measured together.
+const MAX_INTAKES: usize = 4096;
 
-/// Announcements of all nodes, and our own.
-pub(crate) struct Gossip {
-    store: Mutex<AnnouncementStore>,
-    own: Mutex<Own>,
+/// What this node holds of another has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemberEvent {
+    /// Which.
+    pub node: NodeId,
+    /// To what.
+    pub status: Liveness,
 }
 
-/// Our own announcement.
-struct Own {
-    draft: Option<Announcement>,
-    /// The next version to sign.
-    next: u64,
-    /// Versions below this may be used: no later run will use them.
-    reserved: u64,
-    /// When it is to be renewed.
-    renewal: Option<Instant>,
+/// Membership, and the facts of all nodes.
+///
+/// Locks are taken in this order: `own` or `machine`, then `facts`.
+pub(crate) struct Gossip {
+    facts: Mutex<Facts>,
+    own: Mutex<Own>,
+    machine: Mutex<Machine>,
+    intakes: Mutex<BTreeMap<NodeId, Intake>>,
+    cache: Mutex<PeerCache>,
+    /// The machine's timer is due earlier than it was.
+    timer: Notify,
+    members: broadcast::Sender<MemberEvent>,
+    counters: Counters,
 }
 
 impl Gossip {
+    /// With what was kept: the peers to come back to, versions, revocations and the rotation.
     pub(crate) fn load(
-        local: NodeId,
-        capacity: usize,
-        state: &dyn StateStore,
+        config: &MeshConfig,
+        env: &Env,
+        credentials: &Credentials,
+        psks: &Psks,
     ) -> Result<Self, MeshError> {
-        let stored = state.get(STATE_KEY).map_err(MeshError::state(STATE_KEY))?;
-        let next = match stored {
-            None => 1,
-            Some(bytes) => u64::from_be_bytes(bytes.try_into().map_err(|_| {
-                MeshError::state(STATE_KEY)(std::io::ErrorKind::InvalidData.into())
-            })?),
-        };
+        let local = config.identity.node_id();
+        let cache = PeerCache::load(local, &*env.state)?;
+        let mut facts = Facts::with_capacity(local, config.max_announcements);
+        rejoin::restore_versions(&mut facts, &*env.state, credentials.now())?;
+        recall(&mut facts, credentials, psks);
+        let mut chance = SplitMix::seeded(&*env.entropy);
+        let membership = Membership::new(
+            local,
+            config.membership.clone(),
+            cache.nodes().collect(),
+            Moment::ZERO,
+            &mut chance,
+        );
         Ok(Self {
-            store: Mutex::new(AnnouncementStore::with_capacity(local, capacity)),
-            own: Mutex::new(Own {
-                draft: None,
-                next,
-                reserved: next,
-                renewal: None,
-            }),
+            facts: Mutex::new(facts),
+            own: Mutex::new(Own::load(&*env.state)?),
+            machine: Mutex::new(Machine::new(membership, chance, Instant::now())),
+            intakes: Mutex::default(),
+            cache: Mutex::new(cache),
+            timer: Notify::new(),
+            members: broadcast::Sender::new(MEMBER_EVENTS),
+            counters: Counters::default(),
         })
     }
 
-    pub(crate) fn store(&self) -> MutexGuard<'_, AnnouncementStore> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What is known of all nodes.
+    pub(crate) fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn own(&self) -> MutexGuard<'_, Own> {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Where a node was when it was last seen.
+    pub(crate) fn kept_addresses(&self, node: &NodeId) -> Option<Vec<SocketAddr>> {
+        self.cache().get(node).map(|peer| peer.addrs.clone())
     }
 
-    /// Whether our own announcement is to be renewed by now.
-    pub(crate) fn is_due(&self) -> bool {
-        self.own().renewal.is_some_and(|at| at <= Instant::now())
+    /// The relays that it had then.
+    pub(crate) fn kept_relays(&self, node: &NodeId) -> Vec<NodeId> {
+        let cache = self.cache();
+        cache
+            .get(node)
+            .map_or_else(Vec::new, |peer| peer.relays.clone())
+    }
+
+    fn cache(&self) -> MutexGuard<'_, PeerCache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Measures what a peer tells.
+    fn intake<T>(&self, peer: NodeId, measure: impl FnOnce(&mut Intake, Instant) -> T) -> T {
+        let now = Instant::now();
+        let mut intakes = self.intakes.lock().unwrap_or_else(PoisonError::into_inner);
+        let crowded = intakes.len() >= MAX_INTAKES && !intakes.contains_key(&peer);
+        let first = intakes.keys().next().copied();
+        let peer = first.filter(|_| crowded).unwrap_or(peer);
+        measure(intakes.entry(peer).or_insert_with(|| Intake::new(now)), now)
+    }
+
+    fn forget_intake(&self, peer: &NodeId) {
+        let mut intakes = self.intakes.lock().unwrap_or_else(PoisonError::into_inner);
+        intakes.remove(peer);
+    }
+
+    /// Every change of what this node holds of others, from now on.
+    pub(crate) fn watch_members(&self) -> broadcast::Receiver<MemberEvent> {
+        self.members.subscribe()
+    }
+
+    /// What was counted since the start.
+    pub(crate) fn stats(&self) -> GossipStats {
+        self.counters.snapshot()
+    }
+
+    /// How membership stands.
+    pub(crate) fn account(&self) -> Account {
+        let machine = self.machine();
+        let membership = &machine.membership;
+        let stats = membership.stats();
+        Account {
+            health: membership.health(),
+            suspects: membership.suspects().collect(),
+            dead: membership.dead() as u64,
+            neighbours: membership.active().collect(),
+            counters: MembershipCounters {
+                probes: stats.probes,
+                failed: stats.probes_failed,
+                raised: stats.accusations,
+                refuted: stats.refuted,
+                deaths: stats.deaths,
+                floods: stats.floods,
+                duplicates: stats.duplicates,
+                repairs: stats.repairs_differed,
+            },
+        }
     }
 }
 
-impl Own {
-    /// A version that no announcement of ours had before, in this run or an earlier one.
-    fn version(&mut self, state: &dyn StateStore) -> Result<u64, MeshError> {
-        if self.next >= self.reserved {
-            let reserved = self.next + RESERVED;
-            durably(|| state.put(STATE_KEY, &reserved.to_be_bytes()))
-                .map_err(MeshError::state(STATE_KEY))?;
-            self.reserved = reserved;
-        }
-        self.next += 1;
-        Ok(self.next - 1)
-    }
+/// How membership stands at a time.
+pub(crate) struct Account {
+    pub(crate) health: u32,
+    pub(crate) suspects: Vec<NodeId>,
+    pub(crate) dead: u64,
+    pub(crate) neighbours: Vec<NodeId>,
+    pub(crate) counters: MembershipCounters,
 }
 
-/// What a peer is to hear of.
-#[derive(Debug, Default)]
-pub(crate) struct Outbox {
-    pending: Mutex<Pending>,
-    filled: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Pending {
-    announcements: BTreeSet<NodeId>,
-    revocations: BTreeSet<Revoked>,
-}
-
-impl Outbox {
-    fn put(
-        &self,
-        announcements: impl IntoIterator<Item = NodeId>,
-        revocations: impl IntoIterator<Item = Revoked>,
-    ) {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.announcements.extend(announcements);
-        pending.revocations.extend(revocations);
-        self.filled.notify_one();
-    }
-
-    /// The peer knows what these nodes say, as it has just told us.
-    fn strike(&self, announcements: &[NodeId]) {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        for node in announcements {
-            pending.announcements.remove(node);
-        }
-    }
-
-    /// Waits for something to deliver, and takes as much as fits one call of each kind.
-    async fn take(&self) -> (Vec<NodeId>, Vec<Revoked>) {
-        while self.is_empty() {
-            self.filled.notified().await;
-            sleep(GATHERING).await;
-        }
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        (
-            take_some(&mut pending.announcements),
-            take_some(&mut pending.revocations),
-        )
-    }
-
-    fn is_empty(&self) -> bool {
-        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.announcements.is_empty() && pending.revocations.is_empty()
-    }
-}
-
-fn take_some<T: Ord>(set: &mut BTreeSet<T>) -> Vec<T> {
-    std::iter::from_fn(|| set.pop_first())
-        .take(MAX_ANNOUNCEMENTS_PER_CALL)
-        .collect()
-}
-
-impl Node {
-    /// Signs `draft` under the next version, stores it and tells the neighbours; from then on it is
-    /// renewed in time.
-    pub(crate) fn announce(&self, draft: Announcement) -> Result<(), MeshError> {
-        let mut own = self.gossip.own();
-        self.publish(&mut own, &draft)?;
-        own.draft = Some(draft);
-        Ok(())
-    }
-
-    /// Announces again what was announced last.
-    pub(crate) fn renew(&self) {
-        let mut own = self.gossip.own();
-        let Some(draft) = own.draft.take() else {
-            return;
-        };
-        // Comes true in any case: a failed renewal is tried again as late as a successful one.
-        own.renewal = Some(Instant::now() + self.config.announcement_ttl / 3);
-        if let Err(error) = self.publish(&mut own, &draft) {
-            tracing::warn!(%error, "cannot renew this node's announcement");
-        }
-        own.draft = Some(draft);
-    }
-
-    /// One after the other, so that versions enter the store in their order.
-    fn publish(&self, own: &mut Own, draft: &Announcement) -> Result<(), MeshError> {
-        let token = self
-            .credentials
-            .token_with(Scope::Announce)
-            .map_err(MeshError::Token)?;
-        let body = Announcement {
-            version: own.version(&*self.state)?,
-            issued_at: self.credentials.now(),
-            ttl: self.config.announcement_ttl,
-            ..draft.clone()
-        };
-        own.renewal = Some(Instant::now() + self.config.announcement_ttl / 3);
-        let refused = |why: &dyn std::fmt::Display| MeshError::Announcement(why.to_string());
-        let signed = SignedAnnouncement::sign(&self.credentials.identity, token, &body)
-            .map_err(|error| refused(&error))?;
-        let inserted = self
-            .gossip
-            .store()
-            .insert_own(signed, self.credentials.now());
-        inserted.map_err(|error| refused(&error))?;
-        self.tell(&[self.credentials.node_id()], &[], None);
-        Ok(())
-    }
-
-    /// Puts facts into the outboxes of all nodes that we are connected with, but `except`.
-    fn tell(&self, announcements: &[NodeId], revocations: &[Revoked], except: Option<&NodeId>) {
-        for link in self.peers.all() {
-            if Some(&link.peer) != except && link.is_node() {
-                link.outbox
-                    .put(announcements.iter().copied(), revocations.iter().copied());
-            }
-        }
-    }
-
-    /// Lets a new neighbour hear of everything.
-    pub(crate) fn introduce(&self, link: &Link) {
-        if !link.is_to_be_introduced() {
-            return;
-        }
-        let nodes: Vec<NodeId> = self.gossip.store().iter().map(|(node, _)| node).collect();
-        link.outbox.put(nodes, self.credentials.revoked());
-    }
-
-    /// Delivers a connection's outbox as it fills, until the connection ends.
-    pub(crate) async fn post(&self, link: &Link) -> ConnectionError {
-        loop {
-            let (announcements, revocations) = tokio::select! {
-                biased;
-                // What it has not delivered, the connection in its place will.
-                () = link.retired.cancelled() => return link.conn.closed().await,
-                taken = link.outbox.take() => taken,
-            };
-            if !self.credentials.is_member() {
-                // Nobody would take it. Who gets a token introduces itself anew.
-                continue;
-            }
-            if let Err(error) = self.deliver(link, &announcements, &revocations).await {
-                if matches!(error, CallError::Lost(_) | CallError::NotServed) {
-                    return link.conn.closed().await;
-                }
-                debug!(peer = ?link.peer, ?error, "the peer does not take our news");
-                let refused = matches!(&error, CallError::Failed(error)
-                    if !matches!(error.status, Status::Timeout | Status::Backpressure));
-                if !refused {
-                    // Announcements come again by themselves, revocations do not.
-                    link.outbox.put([], revocations);
-                }
-                sleep(PAUSE).await;
-            }
-        }
-    }
-
-    async fn deliver(
-        &self,
-        link: &Link,
-        announcements: &[NodeId],
-        revocations: &[Revoked],
-    ) -> Result<(), CallError> {
-        let items = self.credentials.statements(revocations);
-        if !items.is_empty() {
-            match link.ask::<RevokeTokens>(&Revoke { items }, DELIVERY).await {
-                // What the peer refuses, it will refuse again; the announcements are its all the same.
-                Err(CallError::Failed(error)) if error.status == Status::Denied => {
-                    debug!(peer = ?link.peer, %error, "the peer refuses a revocation");
-                }
-                told => told?,
-            }
-        }
-        let items: Vec<SignedAnnouncement> = {
-            let store = self.gossip.store();
-            let held = announcements.iter().filter_map(|node| store.signed(node));
-            held.filter_map(|signed| self.forwarded(&signed)).collect()
-        };
-        if !items.is_empty() {
-            link.ask::<AnnounceNodes>(&Announce { items }, DELIVERY)
-                .await?;
-        }
-        Ok(())
-    }
-
-    /// The announcement as we pass it on, unless it has come far enough.
-    fn forwarded(&self, signed: &SignedAnnouncement) -> Option<SignedAnnouncement> {
-        let step = u8::from(signed.node() != self.credentials.node_id());
-        let hops = signed.hops + step;
-        (hops <= MAX_HOPS).then(|| SignedAnnouncement {
-            hops,
-            ..signed.clone()
-        })
-    }
-
-    /// Takes announcements that a peer passes on.
-    pub(crate) async fn hear(
-        &self,
-        from: NodeId,
-        items: Vec<SignedAnnouncement>,
-    ) -> Result<(), RpcError> {
-        if items.len() > MAX_ANNOUNCEMENTS_PER_CALL {
-            return Err(RpcError::invalid(format!(
-                "{} announcements in one call; at most {MAX_ANNOUNCEMENTS_PER_CALL} are allowed",
-                items.len()
-            )));
-        }
-        let (mut known, mut new, mut renew) = (Vec::new(), Vec::new(), false);
-        for (index, item) in items.into_iter().enumerate() {
-            if index % CHECKED_AT_ONCE == CHECKED_AT_ONCE - 1 {
-                tokio::task::yield_now().await;
-            }
-            let node = item.node();
-            let received = self
-                .credentials
-                .with_context(|trust| self.gossip.store().receive(item, trust));
-            // Of our own, the peer may hold an old one.
-            let equal = matches!(received, Received::Stored { .. } | Received::Duplicate);
-            if equal && node != self.credentials.node_id() {
-                known.push(node);
-            }
-            match received {
-                Received::Stored {
-                    forward: Some(_), ..
-                } => new.push(node),
-                Received::Stored { forward: None, .. } | Received::Duplicate => {}
-                Received::OwnAhead { version } => {
-                    let mut own = self.gossip.own();
-                    own.next = own.next.max(version.saturating_add(1));
-                    renew = true;
-                }
-                Received::Refused(why) => debug!(?from, %why, "announcement refused"),
-            }
-        }
-        if let Some(link) = self.peers.get(&from) {
-            link.outbox.strike(&known);
-        }
-        if renew {
-            self.renew();
-        }
-        if !new.is_empty() {
-            self.tell(&new, &[], Some(&from));
-        }
-        Ok(())
-    }
-
-    /// Heeds revocations from now on, durably, and passes them on. A disk that fails is an error, and
-    /// is tried again; they are in force all the same. The first that is refused is an error too,
-    /// with the others in force.
-    pub(crate) async fn heed(
-        &self,
-        from: Option<NodeId>,
-        items: Vec<Revocation>,
-    ) -> Result<(), MeshError> {
-        let (new, refused) = self.credentials.revoke(items).await;
-        for why in &refused {
-            debug!(?from, %why, "revocation refused");
-        }
-        if !new.is_empty() {
-            self.credentials.with_context(|context| {
-                let cut = |grant: &Grant| grant.revoked_by(context.revocations).is_some();
-                self.gossip.store().drop_where(cut);
-            });
-            self.lapse();
-            self.tell(&[], &new, from.as_ref());
-        }
-        self.credentials.save().await?;
-        match refused.into_iter().next() {
-            Some(why) => Err(MeshError::Revocation(Arc::new(why))),
-            None => Ok(()),
-        }
-    }
-
-    /// Takes away what has expired or was revoked: from every peer's standing, which ends the calls
-    /// that it allowed, and the connection of who is revoked.
-    pub(crate) fn lapse(&self) {
-        for link in self.peers.living() {
-            if self.credentials.is_revoked(&link.peer) {
-                link.close(close_code::REVOKED, "revoked");
-                continue;
-            }
-            let standing = link.standing.borrow().clone();
-            if let Some(left) = self.credentials.without_lapsed(&standing) {
-                link.stands(left);
-            }
+/// Puts what was kept elsewhere back into the ledger, so that others hear of it.
+fn recall(facts: &mut Facts, credentials: &Credentials, psks: &Psks) {
+    facts.restore_revocations(credentials.statements(&credentials.revoked()));
+    if let Some(rotation) = psks.statement() {
+        let fact = Fact::Psk(rotation);
+        let taken = credentials.with_context(|trust| facts.publish(fact, trust));
+        if let Err(why) = taken {
+            debug!(%why, "the stored rotation is not passed on");
         }
     }
 }

@@ -7,12 +7,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use meshwork_identity::{Contact, Grant, MeshId, NodeId, Revocation, Ticket, Token, Warrant};
-use meshwork_proto::announcement::Announcement;
+use meshwork_proto::announcement::{Announcement, Role, SignedAnnouncement};
+use meshwork_proto::beat::Availability;
+use meshwork_proto::facts::Fact;
 use meshwork_proto::mesh::{Join, JoinMesh, Joined, MeshStatus, PeerView};
 use meshwork_proto::ports::{Directory, Known, Trust};
-use meshwork_proto::query::{Query, View};
+use meshwork_proto::psk::SignedPskRotation;
+use meshwork_proto::query::{Query, ScopeFilter, View};
 use meshwork_proto::rpc::RpcError;
 use meshwork_proto::service::{BoxFuture, Caller, ItemStream, RawCall, Router};
+use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
@@ -21,12 +25,15 @@ use crate::config::MeshConfig;
 use crate::credentials::Credentials;
 use crate::env::Env;
 use crate::error::MeshError;
-use crate::gossip::Gossip;
+use crate::gossip::{Gossip, GossipStats, MemberEvent};
 use crate::node::Node;
+use crate::path::Paths;
 use crate::peer::{Link, Peers};
+use crate::psk::{PskView, Psks};
 use crate::rpc::{CallError, Desk, FEW_STREAMS, after, close_code};
 use crate::service;
-use crate::transport::{Endpoint, PskSet, TransportConfig};
+use crate::transport::{BindError, Endpoint, TransportConfig};
+use crate::traversal::{self, Traversal};
 
 /// How long joining may take with one contact.
 const JOINING: Duration = Duration::from_secs(15);
@@ -53,12 +60,17 @@ impl Mesh {
             env.state.clone(),
         )?);
         let local = config.identity.node_id();
-        let gossip = Gossip::load(local, config.max_announcements, &*env.state)?;
+        let psks = Psks::load(&config, &*env.state, credentials.now())?;
+        let gossip = Gossip::load(&config, &env, &credentials, &psks)?;
         let admission = Admission::load(&*env.state)?;
-        let transport = transport(&config, &env, credentials.clone());
+        let transport = transport(&config, &env, credentials.clone(), &psks);
+        let paths = Paths::new(local, env.socket, env.bind, config.path.clone());
+        let paths = paths.map_err(BindError::Endpoint)?;
         let node = Arc::new(Node {
             desk: Arc::new(Desk::new(local, config.limits.clone(), env.clock)),
-            endpoint: Endpoint::bind(&transport, env.runtime, env.socket)?,
+            endpoint: Endpoint::bind(&transport, env.runtime, paths.socket())?,
+            paths,
+            traversal: Traversal::new(&config),
             peers: Peers::new(local),
             tasks: TaskTracker::new(),
             started: Instant::now(),
@@ -66,19 +78,31 @@ impl Mesh {
             entropy: env.entropy,
             config,
             credentials,
+            psks,
             gossip,
             admission,
         });
         node.desk.serve(service::router(&node));
+        node.desk.serve(traversal::router(&node));
         node.desk.serve(router);
         node.tasks.spawn(node.clone().accept());
         node.tasks.spawn(node.clone().upkeep());
+        node.tasks.spawn(node.clone().traverse());
+        let stopping = node.desk.stopping.clone();
+        node.tasks.spawn(node.paths.clone().run(stopping));
+        node.tasks.spawn(node.clone().run_membership());
+        node.tasks.spawn(node.clone().keep_rejoining());
         Ok(Self(node))
     }
 
     /// Serves these methods, too; they replace others of the same name.
     pub fn serve(&self, router: Router) {
         self.0.desk.serve(router);
+    }
+
+    /// The inside.
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.0
     }
 
     /// Who this node is.
@@ -88,7 +112,7 @@ impl Mesh {
 
     /// Where it listens.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
-        self.0.endpoint.local_addr().into_iter().collect()
+        self.0.paths.local_addr().into_iter().collect()
     }
 
     /// Connects to the contact, unless that is done already: all its addresses are tried, each with
@@ -112,12 +136,60 @@ impl Mesh {
 
     /// Announces `draft` to the mesh, and renews it until shutdown or the next announcement.
     /// Version, time and lifetime are filled in; the version is reserved durably before it is used.
+    /// What is announced already is not announced again.
     #[allow(
         clippy::unused_async,
         reason = "announcing may come to wait for the disk"
     )]
     pub async fn announce(&self, draft: Announcement) -> Result<(), MeshError> {
         self.0.announce(draft)
+    }
+
+    /// What of this node is free from now on. It goes out with the next beat, within 5 s; of what
+    /// changes in the meantime, others see the last.
+    pub fn set_availability(&self, available: Option<Availability>) {
+        self.0.gossip.set_availability(available);
+    }
+
+    /// What a node has free, by its last beat.
+    pub fn availability(&self, node: &NodeId) -> Option<Arc<Availability>> {
+        self.0.gossip.facts().availability(node)
+    }
+
+    /// Takes announcements that were fetched from another node, without passing them on: a client
+    /// learns in this way where a node is and over which relays. Those that do not hold are left out.
+    pub fn learn(&self, announcements: Vec<SignedAnnouncement>) {
+        for signed in announcements {
+            self.0.credentials.with_context(|trust| {
+                self.0
+                    .gossip
+                    .facts()
+                    .accept(Fact::Announcement(signed), trust);
+            });
+        }
+    }
+
+    /// Every change of what this node holds of others: alive, suspect or dead. Who lags behind by
+    /// more than 1,024 of them misses the oldest.
+    pub fn watch_members(&self) -> broadcast::Receiver<MemberEvent> {
+        self.0.gossip.watch_members()
+    }
+
+    /// The pre-shared keys in use, and every change of them. A rotation is kept in the node's state
+    /// before it is in force; who keeps the key elsewhere, too, writes it there when it changes.
+    pub fn psk(&self) -> watch::Receiver<PskView> {
+        self.0.psks.watch()
+    }
+
+    /// Follows the rotation of the pre-shared key, durably, and spreads it. That it is followed
+    /// already is no error.
+    pub fn rotate_psk(&self, rotation: SignedPskRotation) -> Result<(), MeshError> {
+        self.0.rotate_psk(rotation)
+    }
+
+    /// What the spreading of news counted.
+    pub fn gossip_stats(&self) -> GossipStats {
+        self.0.gossip.stats()
     }
 
     /// Redeems a ticket at the node that issued it. This node must have been started with the
@@ -170,7 +242,7 @@ impl Mesh {
 
     /// Connections in use, by node id.
     pub fn peers(&self) -> Vec<PeerView> {
-        self.0.peers.all().iter().map(|link| link.view()).collect()
+        self.0.peer_views(&self.0.gossip.account().neighbours)
     }
 
     /// Connections that there are at all: in use, on their way up and on their way out.
@@ -183,8 +255,24 @@ impl Mesh {
     pub fn find(&self, query: &Query, limit: usize) -> (Vec<Known>, usize) {
         self.0
             .gossip
+            .facts()
             .store()
             .find(query, &View::everything(), limit)
+    }
+
+    /// As [`Mesh::find`], of those nodes that `filter` shows to this node: by its announced subnet
+    /// and region, and the tenants of its configuration.
+    pub fn find_scoped(
+        &self,
+        query: &Query,
+        filter: ScopeFilter,
+        limit: usize,
+    ) -> (Vec<Known>, usize) {
+        let view = View {
+            asker: self.0.asker(),
+            filter,
+        };
+        self.0.gossip.facts().store().find(query, &view, limit)
     }
 
     /// Shuts the node down: no new calls are taken, streams end, unary calls have until `deadline`
@@ -192,6 +280,7 @@ impl Mesh {
     pub async fn shutdown(&self, deadline: Duration) {
         let by = after(deadline);
         let node = &self.0;
+        node.leave().await;
         node.desk.draining.cancel();
         node.desk.calls.close();
         let _ = timeout_at(by, node.desk.calls.wait()).await;
@@ -214,26 +303,8 @@ impl Mesh {
         if let Some(link) = self.0.peers.get(&to) {
             return Ok(link);
         }
-        let contact = self.contact(to);
+        let contact = self.0.contact(to);
         Ok(self.0.reach(&contact, deadline).await?)
-    }
-
-    /// Where `node` may be, by all that is known.
-    fn contact(&self, node: NodeId) -> Contact {
-        let pinned = self.0.peers.pinned(&node).map(|contact| contact.addrs);
-        let announced = self
-            .0
-            .gossip
-            .store()
-            .get(&node)
-            .map(|body| body.addresses.clone());
-        let mut addrs: Vec<SocketAddr> = Vec::new();
-        for addr in pinned.into_iter().chain(announced).flatten() {
-            if !addrs.contains(&addr) {
-                addrs.push(addr);
-            }
-        }
-        Contact { node, addrs }
     }
 
     /// Makes a call on the connection to `to`. When that ends under the call, it is made again on
@@ -320,15 +391,21 @@ impl Directory for Mesh {
     }
 
     fn nodes(&self) -> Vec<Known> {
-        self.0.gossip.store().iter().collect()
+        self.0.gossip.facts().store().iter().collect()
     }
 
     fn find(&self, query: &Query) -> Vec<Known> {
+        let view = View::of(self.0.asker());
         self.0
             .gossip
+            .facts()
             .store()
-            .find(query, &View::everything(), usize::MAX)
+            .find(query, &view, usize::MAX)
             .0
+    }
+
+    fn with_role(&self, role: Role) -> Vec<(NodeId, u64)> {
+        self.0.gossip.facts().store().with_role(role)
     }
 
     fn peer(&self, node: &NodeId) -> Option<PeerView> {
@@ -343,13 +420,14 @@ impl Trust for Mesh {
 }
 
 /// The transport's settings of a node.
-fn transport(config: &MeshConfig, env: &Env, credentials: Arc<Credentials>) -> TransportConfig {
-    let psks = PskSet {
-        current: config.psk.clone(),
-        previous: config.previous_psk.clone(),
-    };
+fn transport(
+    config: &MeshConfig,
+    env: &Env,
+    credentials: Arc<Credentials>,
+    psks: &Psks,
+) -> TransportConfig {
     let mesh = MeshId::of(&config.authority);
-    let mut transport = TransportConfig::new(config.identity.clone(), mesh, psks);
+    let mut transport = TransportConfig::new(config.identity.clone(), mesh, psks.set());
     transport.entropy = env.entropy.clone();
     transport.authorize = Arc::new(move |peer| !credentials.is_revoked(peer));
     transport.idle_timeout = config.dead_after;

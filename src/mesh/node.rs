@@ -4,7 +4,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use meshwork_proto::mesh::MeshStatus;
+use meshwork_identity::{Contact, NodeId, Scope};
+use meshwork_proto::membership::Input;
+use meshwork_proto::mesh::{MeshStatus, PeerView};
+use meshwork_proto::path::Route;
 use meshwork_proto::ports::Entropy;
 use meshwork_proto::rpc::{RpcError, Status};
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -15,10 +18,13 @@ use crate::admission::Admission;
 use crate::config::MeshConfig;
 use crate::credentials::Credentials;
 use crate::gossip::Gossip;
-use crate::peer::Peers;
+use crate::path::Paths;
+use crate::peer::{Link, Peers};
+use crate::psk::Psks;
 use crate::rpc::{Desk, close_code};
 use crate::state::StateStore;
 use crate::transport::Endpoint;
+use crate::traversal::Traversal;
 
 /// Meshwork's version, told to peers for people to read.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -34,8 +40,12 @@ pub(crate) struct Node {
     pub(crate) state: Arc<dyn StateStore>,
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) credentials: Arc<Credentials>,
+    pub(crate) psks: Psks,
     pub(crate) desk: Arc<Desk>,
     pub(crate) endpoint: Endpoint,
+    /// Where peers are, below the endpoint.
+    pub(crate) paths: Arc<Paths>,
+    pub(crate) traversal: Traversal,
     pub(crate) peers: Peers,
     pub(crate) gossip: Gossip,
     pub(crate) admission: Admission,
@@ -60,11 +70,46 @@ impl Node {
         if !self.config.advertise.is_empty() {
             return self.config.advertise.clone();
         }
-        let bound = self.endpoint.local_addr().ok();
+        let bound = self.paths.local_addr().ok();
         bound
             .filter(|addr| !addr.ip().is_unspecified())
             .into_iter()
             .collect()
+    }
+
+    /// Where `node` may be, by all that is known: by what it was pinned with, by its announcement, by
+    /// what was kept of it.
+    pub(crate) fn contact(&self, node: NodeId) -> Contact {
+        let pinned = self.peers.pinned(&node).map(|contact| contact.addrs);
+        let announced = self.gossip.facts().store().get(&node);
+        let announced = announced.map(|body| body.addresses.clone());
+        let kept = self.gossip.kept_addresses(&node);
+        let mut addrs: Vec<SocketAddr> = Vec::new();
+        for addr in [pinned, announced, kept].into_iter().flatten().flatten() {
+            if !addrs.contains(&addr) {
+                addrs.push(addr);
+            }
+        }
+        Contact { node, addrs }
+    }
+
+    /// Whether this node speaks for itself in the mesh: others may reach it, and it may announce. A
+    /// client only asks.
+    pub(crate) fn speaks(&self) -> bool {
+        let own = self.credentials.own_standing();
+        let may = own
+            .grants
+            .iter()
+            .any(|grant| grant.scopes.allows(Scope::Announce));
+        self.config.accept && may
+    }
+
+    /// Where a peer was reached that we dialled.
+    pub(crate) fn dialled_at(&self, link: &Link) -> Option<SocketAddr> {
+        match self.paths.route(&link.peer) {
+            Some(Route::Direct { addr, .. }) if link.dialled => Some(addr),
+            _ => None,
+        }
     }
 
     /// Does what is due, until the node shuts down.
@@ -88,13 +133,22 @@ impl Node {
         }
     }
 
-    fn do_round(&self) {
+    fn do_round(self: &Arc<Self>) {
+        let now = self.credentials.now();
         self.lapse();
-        self.gossip.store().expire(self.credentials.now());
-        self.close_idle();
-        if self.gossip.is_due() {
-            self.renew();
+        let expired = self.gossip.facts().expire(now);
+        for peer in expired {
+            if peer == self.credentials.node_id() {
+                self.gossip.has_expired();
+            } else {
+                self.membership(Input::Forgotten { peer });
+            }
         }
+        if self.psks.advance(now) {
+            self.endpoint.set_psks(self.psks.set());
+        }
+        self.close_idle();
+        self.keep_announced();
     }
 
     async fn clear(&self) {
@@ -104,6 +158,9 @@ impl Node {
         if let Err(error) = self.credentials.save().await {
             warn!(%error, "revocations are in force, and not stored yet");
         }
+        if let Err(error) = self.follow_rotation() {
+            warn!(%error, "the new pre-shared key is not stored, and not used yet");
+        }
     }
 
     /// Closes connections that we dialled, did not pin, and no longer use. The other side leaves
@@ -112,7 +169,7 @@ impl Node {
     fn close_idle(&self) {
         for link in self.peers.living() {
             let kept = if link.dialled {
-                self.peers.pinned(&link.peer).is_some()
+                self.peers.pinned(&link.peer).is_some() || self.peers.is_kept(&link.peer)
             } else {
                 !link.standing.borrow().grants.is_empty()
             };
@@ -125,19 +182,44 @@ impl Node {
 
     pub(crate) fn status(&self) -> MeshStatus {
         let stats = self.endpoint.stats();
-        let store = self.gossip.store();
+        let account = self.gossip.account();
+        let peers = self.peer_views(&account.neighbours);
+        let (known, refused) = {
+            let facts = self.gossip.facts();
+            (facts.store().len() as u64, facts.refusals().total())
+        };
         MeshStatus {
             node: self.credentials.node_id(),
             authority: self.credentials.authority,
             version: VERSION.to_owned(),
             roles: self.config.roles.clone(),
-            listening: self.endpoint.local_addr().into_iter().collect(),
+            listening: self.paths.local_addr().into_iter().collect(),
             uptime: self.started.elapsed(),
-            peers: self.peers.all().iter().map(|link| link.view()).collect(),
-            known: store.len() as u64,
+            peers,
+            known,
             strangers: stats.unknown_initials + stats.foreign_datagrams,
             failed_handshakes: stats.handshakes_failed,
-            refused_announcements: store.refusals().total(),
+            refused_announcements: refused,
+            nat: self.traversal.nat_class(),
+            reflex: self.traversal.reflex(),
+            mapped: self.traversal.mapped(),
+            mapping: self.traversal.mapping(),
+            relays: self.traversal.relays(),
+            traversal: self.traversal.stats(self.paths.stats().rotations),
+            health: account.health,
+            suspects: account.suspects,
+            dead: account.dead,
+            membership: account.counters,
         }
+    }
+
+    /// The connections in use, by node id.
+    pub(crate) fn peer_views(&self, neighbours: &[NodeId]) -> Vec<PeerView> {
+        let links = self.peers.all();
+        let views = links.iter().map(|link| PeerView {
+            neighbour: neighbours.contains(&link.peer),
+            ..link.view()
+        });
+        views.collect()
     }
 }

@@ -10,4 +10,4 @@ mod table;
 
 pub(crate) use dial::DialResult;
 pub(crate) use link::Link;
-pub(crate) use table::Peers;
+pub(crate) use table::{Keep, Peers};

@@ -47,6 +47,8 @@ pub(crate) mod close_code {
     pub(crate) const NO_GREETING: VarInt = VarInt::from_u32(6);
     /// Another connection has proved alive where this one did not answer.
     pub(crate) const STALE: VarInt = VarInt::from_u32(7);
+    /// The peer sent what no version of the protocol knows.
+    pub(crate) const PROTOCOL: VarInt = VarInt::from_u32(8);
 }
 
 /// Codes of streams: why one was reset, or is not read any further.

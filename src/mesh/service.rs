@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, Weak};
 
+use meshwork_identity::Scope;
 use meshwork_proto::announcement::SignedAnnouncement;
 use meshwork_proto::limits::{MAX_ANNOUNCEMENTS_PER_CALL, MAX_QUERY};
 use meshwork_proto::mesh::{
-    AnnounceNodes, Find, FindNodes, Found, Inspect, MakeTicket, Ping, Pong, RevokeTokens,
+    Find, FindNodes, Found, Gossip, Inspect, MakeTicket, Ping, Pong, RevokeTokens, RotatePsk,
 };
-use meshwork_proto::query::{Asker, Query, ScopeFilter, View};
+use meshwork_proto::query::{Asker, Query, View};
 use meshwork_proto::rpc::RpcError;
 use meshwork_proto::service::{CallContext, Method, Router};
 
@@ -26,8 +27,11 @@ pub(crate) fn router(node: &Arc<Node>) -> Router {
             version: VERSION.to_owned(),
         })
     });
-    let router = on::<AnnounceNodes, _>(router, &node, |node, cx, announce| async move {
-        node.hear(cx.peer, announce.items).await
+    let router = on::<Gossip, _>(router, &node, |node, cx, batch| async move {
+        node.hear(&cx, batch).await
+    });
+    let router = on::<RotatePsk, _>(router, &node, |node, _, rotation| async move {
+        Ok(node.rotate_psk(rotation)?)
     });
     let router = on::<RevokeTokens, _>(router, &node, |node, cx, revoke| async move {
         if revoke.items.len() > MAX_ANNOUNCEMENTS_PER_CALL {
@@ -35,11 +39,9 @@ pub(crate) fn router(node: &Arc<Node>) -> Router {
         }
         Ok(node.heed(Some(cx.peer), revoke.items).await?)
     });
-    let router = on::<FindNodes, _>(
-        router,
-        &node,
-        |node, _, find| async move { node.find(&find) },
-    );
+    let router = on::<FindNodes, _>(router, &node, |node, cx, find| async move {
+        node.find(&cx, &find)
+    });
     let router = on::<Inspect, _>(
         router,
         &node,
@@ -51,7 +53,7 @@ pub(crate) fn router(node: &Arc<Node>) -> Router {
 }
 
 /// Serves `M` with a handler that gets the node, as long as it lives.
-fn on<M: Method, Fut>(
+pub(crate) fn on<M: Method, Fut>(
     router: Router,
     node: &Weak<Node>,
     handler: impl Fn(Arc<Node>, CallContext, M::Request) -> Fut + Clone + Send + Sync + 'static,
@@ -67,7 +69,35 @@ where
 }
 
 impl Node {
-    fn find(&self, find: &Find) -> Result<Found, RpcError> {
+    /// Who this node is to what it looks for itself.
+    pub(crate) fn asker(&self) -> Asker {
+        let announced = self.gossip.announced().unwrap_or_default();
+        Asker {
+            subnet: announced.subnet,
+            tenants: self.config.tenants.clone(),
+            region: announced.region,
+        }
+    }
+
+    /// What a caller is meant to find. An admin who asks as nobody in particular sees every node;
+    /// a node is in the subnet that it announces.
+    fn view(&self, cx: &CallContext, find: &Find) -> View {
+        let is_admin = cx
+            .grants
+            .iter()
+            .any(|grant| grant.scopes.allows(Scope::Admin));
+        if is_admin && find.tenants.is_empty() && find.region.is_none() {
+            return View::everything();
+        }
+        let caller = self.gossip.facts().store().get(&cx.peer);
+        View::of(Asker {
+            subnet: caller.and_then(|body| body.subnet.clone()),
+            tenants: find.tenants.clone(),
+            region: find.region.clone(),
+        })
+    }
+
+    fn find(&self, cx: &CallContext, find: &Find) -> Result<Found, RpcError> {
         if find.query.len() > MAX_QUERY {
             return Err(RpcError::invalid(format!(
                 "a query has at most {MAX_QUERY} bytes"
@@ -75,18 +105,11 @@ impl Node {
         }
         let query = Query::parse(&find.query)
             .map_err(|error| RpcError::invalid(error.to_string()).reason("query"))?;
-        let asker = Asker {
-            subnet: None,
-            tenants: find.tenants.clone(),
-            region: find.region.clone(),
-        };
-        let view = View {
-            asker,
-            filter: ScopeFilter::default(),
-        };
+        let view = self.view(cx, find);
         let limit = find.limit.min(MAX_FOUND) as usize;
         let (nodes, total): (Vec<Arc<SignedAnnouncement>>, usize) = {
-            let store = self.gossip.store();
+            let facts = self.gossip.facts();
+            let store = facts.store();
             let (hits, total) = store.find(&query, &view, limit);
             let nodes = hits.iter().filter_map(|(node, _)| store.signed(node));
             (nodes.collect(), total)

@@ -5,28 +5,23 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use meshwork_identity::{Contact, NodeId};
 use meshwork_proto::rpc::RpcError;
 use quinn::Connection;
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
 
 use super::Link;
 use crate::error::{MeshError, Tried};
 use crate::node::Node;
+use crate::path::{Bound, virtual_addr};
 use crate::rpc::{after, close_code};
 use crate::transport::{ConnectError, Incoming};
+use crate::watch;
 
 /// How a dial ended.
 pub(crate) type DialResult = Result<(), MeshError>;
 
-/// Head start of each address of a contact before the next one is tried as well (as RFC 8305 §5).
-const HEAD_START: Duration = Duration::from_millis(250);
-/// Most addresses of a peer that are tried.
-const MAX_ADDRESSES: usize = 8;
 /// First pause before a pinned peer is dialled again; doubled after each failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// Longest pause before a pinned peer is dialled again.
@@ -63,7 +58,9 @@ impl Node {
         let begun = Instant::now();
         let mut dial = match self.peers.dialling(&node) {
             Some(dial) => dial,
-            None if contact.addrs.is_empty() => return Err(MeshError::NoAddress { node }),
+            None if !self.open_relays(node) && contact.addrs.is_empty() => {
+                return Err(MeshError::NoAddress { node });
+            }
             None => self.dial_once(contact),
         };
         tokio::select! {
@@ -108,8 +105,10 @@ impl Node {
     }
 
     async fn dial_and_greet(self: &Arc<Self>, contact: &Contact) -> DialResult {
-        let conn = self.connect(contact).await?;
-        let link = self.adopt(conn, true).expect("what we dial is not bounded");
+        let (conn, path) = self.connect(contact).await?;
+        let link = self
+            .adopt(conn, path, true)
+            .expect("what we dial is not bounded");
         let greeted = self.greet(&link).await;
         if greeted.is_err() {
             link.close(close_code::NO_GREETING, "no answer to the greeting");
@@ -117,36 +116,39 @@ impl Node {
         greeted
     }
 
-    /// Connects to the first address that answers. Each gets a head start before the next.
-    async fn connect(&self, contact: &Contact) -> Result<Connection, MeshError> {
-        let addrs = contact.addrs.iter().take(MAX_ADDRESSES).copied();
-        let mut tries: FuturesUnordered<_> = (0u32..)
-            .zip(addrs)
-            .map(|(index, addr)| async move {
-                sleep(HEAD_START * index).await;
-                (
-                    index,
-                    addr,
-                    self.endpoint.connect(addr, Some(contact.node)).await,
-                )
-            })
-            .collect();
-        let mut failed: Vec<(u32, SocketAddr, ConnectError)> = Vec::new();
-        while let Some((index, addr, result)) = tries.next().await {
-            match result {
-                Ok(conn) => return Ok(conn),
-                Err(error) => failed.push((index, addr, error)),
+    /// Connects over all addresses and relays at once: the first that answers carries the handshake.
+    /// When another node answers at one of them, the others are tried again without it.
+    async fn connect(&self, contact: &Contact) -> Result<(Connection, Bound), MeshError> {
+        let peer = contact.node;
+        let mut dial = self.paths.dial(peer, &contact.addrs);
+        let mut failed: Vec<(SocketAddr, ConnectError)> = Vec::new();
+        loop {
+            let error = match self.endpoint.connect(virtual_addr(&peer), Some(peer)).await {
+                Ok(conn) => match self.paths.bind(peer, &conn) {
+                    Some(path) => return Ok((conn, path)),
+                    None => return Err(MeshError::ShuttingDown),
+                },
+                Err(error) => error,
+            };
+            let unanswered = matches!(
+                error,
+                ConnectError::Timeout { .. } | ConnectError::Local { .. }
+            );
+            let refuted = if unanswered { None } else { dial.refute() };
+            if let Some(addr) = refuted.and_then(|route| route.addr()) {
+                failed.push((addr, error.at(addr)));
             }
+            let left = !dial.addrs().is_empty() || !dial.relays().is_empty();
+            if refuted.is_some() && left {
+                continue;
+            }
+            let rest = dial.addrs().iter();
+            failed.extend(rest.map(|addr| (*addr, error.at(*addr))));
+            return Err(MeshError::Unreachable {
+                node: peer,
+                tried: Tried::new(&contact.addrs, failed, dial.relays()),
+            });
         }
-        failed.sort_by_key(|(index, ..)| *index);
-        let tried = failed
-            .into_iter()
-            .map(|(_, addr, error)| (addr, error))
-            .collect();
-        Err(MeshError::Unreachable {
-            node: contact.node,
-            tried: Tried(tried),
-        })
     }
 
     /// Keeps a pinned peer connected until the node shuts down.
@@ -206,6 +208,13 @@ impl Node {
             debug!(?peer, "too many connections");
             return conn.close(close_code::BUSY, b"");
         }
-        self.adopt(conn, false);
+        let Some(path) = self.paths.bind(peer, &conn) else {
+            debug!(
+                ?peer,
+                "a relay named another node than the one that has proven itself"
+            );
+            return conn.close(close_code::PROTOCOL, b"misnamed by the relay");
+        };
+        self.adopt(conn, path, false);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use meshwork_proto::limits::MAX_TOKENS_PER_PEER;
-use meshwork_proto::mesh::{JoinMesh, Ping, Present, PresentTokens, Presented};
+use meshwork_proto::mesh::{JoinMesh, MAX_ADDRESSES, Ping, Present, PresentTokens, Presented};
 use meshwork_proto::rpc::{RpcError, Status};
 use meshwork_proto::service::Router;
 use quinn::{Connection, ConnectionError};
@@ -16,6 +16,7 @@ use super::Link;
 use super::table::Offer;
 use crate::error::{MeshError, TurnedAway};
 use crate::node::{Node, VERSION, alive};
+use crate::path::Bound;
 use crate::rpc::{CallError, Server, Serving, Share, close_code};
 use crate::transport::closed_as_unauthorized;
 
@@ -26,8 +27,13 @@ const PROOF_OF_LIFE: Duration = Duration::from_secs(2);
 
 impl Node {
     /// Starts to serve a new connection, unless its peer has too many.
-    pub(crate) fn adopt(self: &Arc<Self>, conn: Connection, dialled: bool) -> Option<Arc<Link>> {
-        let link = Arc::new(Link::new(conn, dialled, self.desk.limits.frame));
+    pub(crate) fn adopt(
+        self: &Arc<Self>,
+        conn: Connection,
+        path: Bound,
+        dialled: bool,
+    ) -> Option<Arc<Link>> {
+        let link = Arc::new(Link::new(conn, path, dialled, self.desk.limits.frame));
         let Some(share) = self.peers.enter(&link, &self.desk.limits) else {
             link.close(close_code::BUSY, "too many connections");
             return None;
@@ -54,11 +60,13 @@ impl Node {
         let ended = tokio::select! {
             biased;
             ended = server.run() => ended,
+            ended = self.read_datagrams(&link) => ended,
             () = self.await_greeting(&link) => link.conn.closed().await,
             ended = self.post(&link) => ended,
         };
         debug!(peer = ?link.peer, %ended, "connection ended");
         self.peers.remove(&link);
+        self.link_down(&link);
     }
 
     /// Closes the connection if the peer does not present its tokens in time. Does not return
@@ -72,10 +80,13 @@ impl Node {
     }
 
     fn presentation(&self) -> Present {
+        let mut addresses = self.addresses();
+        addresses.truncate(MAX_ADDRESSES);
         Present {
             tokens: self.credentials.tokens(),
             version: VERSION.to_owned(),
-            addresses: self.addresses(),
+            addresses,
+            accepts: self.config.accept,
         }
     }
 
@@ -97,7 +108,7 @@ impl Node {
     /// Takes the tokens that the peer presents, and answers with ours.
     fn take_greeting(self: &Arc<Self>, link: &Arc<Link>, present: &Present) -> Presented {
         let (standing, refused) = self.credentials.judge(&link.peer, &present.tokens);
-        link.note_addresses(&present.addresses);
+        link.note_client(!present.accepts);
         link.stands(standing);
         self.settle(link);
         Presented {
@@ -118,6 +129,7 @@ impl Node {
                 return;
             }
         }
+        self.link_up(link);
         self.introduce(link);
     }
 
@@ -151,10 +163,6 @@ impl Node {
     /// Presents our tokens again on every connection, as they have changed.
     pub(crate) async fn present_again(self: &Arc<Self>) {
         let links = self.peers.all();
-        // Who could not speak for itself so far has more to tell than its tokens.
-        for link in &links {
-            link.introduce_anew();
-        }
         let greetings = links.iter().map(|link| self.greet(link));
         for (link, result) in links
             .iter()

@@ -1,7 +1,6 @@
 //! One connection to a peer, and what is known about it.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,16 +12,19 @@ use meshwork_proto::mesh::PeerView;
 use meshwork_proto::rpc::Codec;
 use meshwork_proto::service::{CallOptions, ItemStream, Method, RawCall};
 use quinn::{Connection, VarInt};
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::gossip::Outbox;
+use crate::path::Bound;
 use crate::rpc::{self, Busy, CallError, InFlight, LastUse, Outgoing, Standing, after};
+use crate::watch;
 
 /// A connection whose peer is proven.
 pub(crate) struct Link {
     pub(crate) conn: Connection,
+    /// Where the peer is, below the connection.
+    path: Bound,
     pub(crate) peer: NodeId,
     /// Whether we dialled it.
     pub(crate) dialled: bool,
@@ -35,11 +37,9 @@ pub(crate) struct Link {
     pub(crate) retired: CancellationToken,
     /// What the peer is to hear of.
     pub(crate) outbox: Outbox,
-    /// Set when the peer presents no address: it is a client, and nobody dials it. Several clients
+    /// Set when the peer says that it is a client: nobody dials it. Several clients
     /// may share one identity, as the command lines of one user do.
     is_client: AtomicBool,
-    /// Whether the peer has been told all that this node knows of others.
-    introduced: AtomicBool,
     /// When the minute began, and how often the peer has presented tokens in it.
     presentations: Mutex<(Instant, u32)>,
     next_call: AtomicU64,
@@ -52,10 +52,11 @@ const PRESENTATIONS: u32 = 30;
 const MINUTE: Duration = Duration::from_mins(1);
 
 impl Link {
-    pub(crate) fn new(conn: Connection, dialled: bool, max_frame: usize) -> Self {
+    pub(crate) fn new(conn: Connection, path: Bound, dialled: bool, max_frame: usize) -> Self {
         Self {
             peer: crate::transport::peer_id(&conn),
             conn,
+            path,
             dialled,
             standing: watch::Sender::default(),
             calls: InFlight::default(),
@@ -63,7 +64,6 @@ impl Link {
             retired: CancellationToken::new(),
             outbox: Outbox::default(),
             is_client: AtomicBool::new(false),
-            introduced: AtomicBool::new(false),
             presentations: Mutex::new((Instant::now(), 0)),
             next_call: AtomicU64::new(1),
             max_frame,
@@ -133,10 +133,10 @@ impl Link {
         self.conn.close(code, reason.as_bytes());
     }
 
-    /// Notes at which addresses the peer says that it can be dialled.
-    pub(crate) fn note_addresses(&self, addresses: &[SocketAddr]) {
-        let is_client = !self.dialled && addresses.is_empty();
-        self.is_client.store(is_client, Ordering::Relaxed);
+    /// Notes whether the peer says that it is a client. We dial no clients.
+    pub(crate) fn note_client(&self, is_client: bool) {
+        self.is_client
+            .store(is_client && !self.dialled, Ordering::Relaxed);
     }
 
     /// Whether the peer is a client, of which there may be more with its identity.
@@ -157,20 +157,6 @@ impl Link {
     /// The peer stands so with us from now on.
     pub(crate) fn stands(&self, standing: Standing) {
         self.standing.send_replace(standing);
-        if !self.is_node() {
-            // Until it is one again, it misses what is told.
-            self.introduce_anew();
-        }
-    }
-
-    /// The peer is to be told all that this node knows once more.
-    pub(crate) fn introduce_anew(&self) {
-        self.introduced.store(false, Ordering::Relaxed);
-    }
-
-    /// Whether the peer is a node that is to be told now what this node knows of others: once.
-    pub(crate) fn is_to_be_introduced(&self) -> bool {
-        self.is_node() && !self.introduced.swap(true, Ordering::Relaxed)
     }
 
     /// Whether the peer may present tokens once more.
@@ -188,14 +174,18 @@ impl Link {
 
     pub(crate) fn view(&self) -> PeerView {
         let stats = self.conn.stats();
+        let (path, address) = self.path.view(self.conn.remote_address());
         PeerView {
             node: self.peer,
-            path: "direct".to_owned(),
-            address: self.conn.remote_address(),
+            path,
+            address,
             rtt: self.conn.rtt(),
             lost: stats.path.lost_packets,
             sent: stats.path.sent_packets,
+            bytes_sent: stats.udp_tx.bytes,
+            bytes_received: stats.udp_rx.bytes,
             age: self.last_use.age(),
+            neighbour: false,
         }
     }
 }

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use meshwork_identity::{Contact, NodeId};
-use tokio::sync::watch;
 
 use super::{DialResult, Link};
 use crate::rpc::{RpcLimits, Share};
+use crate::watch;
 
 /// Connections that one identity may have with us: those of a node on their way in and out, and those
 /// of a user's clients at work at the same time.
@@ -31,6 +31,19 @@ struct Table {
     dials: BTreeMap<NodeId, watch::Receiver<Option<DialResult>>>,
     /// Peers to stay connected with.
     pinned: BTreeMap<NodeId, Contact>,
+    /// Peers whose connections do not end for want of calls, and for which reasons: bits of [`Keep`].
+    kept: BTreeMap<NodeId, u8>,
+}
+
+/// Why a connection is kept though no call uses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// The peer is in the active view.
+    Neighbour = 1,
+    /// It is a home relay of ours, over which others reach us.
+    HomeRelay = 2,
+    /// Peers are reached over it.
+    Relay = 4,
 }
 
 /// The living connections of one peer.
@@ -158,9 +171,19 @@ impl Peers {
         self.table().links.get(peer).cloned()
     }
 
+    /// The same by the raw bytes of the peer's id.
+    pub(crate) fn by_key(&self, peer: &[u8; 32]) -> Option<Arc<Link>> {
+        self.table().links.get(peer).cloned()
+    }
+
     /// Every connection in use, by node id.
     pub(crate) fn all(&self) -> Vec<Arc<Link>> {
         self.table().links.values().cloned().collect()
+    }
+
+    /// Tells of every change of the connections in use.
+    pub(crate) fn watch(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// Waits for a connection with `peer`.
@@ -210,5 +233,26 @@ impl Peers {
 
     pub(crate) fn pinned(&self, peer: &NodeId) -> Option<Contact> {
         self.table().pinned.get(peer).cloned()
+    }
+
+    /// Keeps connections with `peer` from ending for want of calls, for this reason, too.
+    pub(crate) fn keep(&self, peer: &NodeId, why: Keep) {
+        *self.table().kept.entry(*peer).or_default() |= why as u8;
+    }
+
+    /// Takes a reason of [`Peers::keep`] back.
+    pub(crate) fn release(&self, peer: &NodeId, why: Keep) {
+        let mut table = self.table();
+        if let Some(reasons) = table.kept.get_mut(peer) {
+            *reasons &= !(why as u8);
+            if *reasons == 0 {
+                table.kept.remove(peer);
+            }
+        }
+    }
+
+    /// Whether there is a reason to keep connections with `peer`.
+    pub(crate) fn is_kept(&self, peer: &NodeId) -> bool {
+        self.table().kept.contains_key(peer)
     }
 }

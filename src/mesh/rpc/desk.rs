@@ -172,6 +172,11 @@ impl LastUse {
         self.start.elapsed().saturating_sub(at)
     }
 
+    /// Whether it carried any.
+    pub(crate) fn is_used(&self) -> bool {
+        self.at.load(Ordering::Relaxed) > 0
+    }
+
     /// Age of the connection.
     pub(crate) fn age(&self) -> Duration {
         self.start.elapsed()

@@ -19,9 +19,11 @@ use meshwork_proto::service::{
     Access, CallContext, ItemStream, MethodInfo, RawCall, RawReply, Router,
 };
 use quinn::{Connection, ConnectionError, SendStream, VarInt};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
+
+use crate::watch;
 
 use super::desk::{catch_panic, catch_panics, dispatch, wrong_kind};
 use super::frame::{FrameError, FrameReader, write_frame};

@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use meshwork_identity::{NodeId, noise::Entropy};
+use meshwork_identity::{
+    NodeId,
+    noise::{Entropy, PskSet},
+};
 use quinn::{
     AsyncUdpSocket, Connecting, Connection, ConnectionId, NoneTokenStore, Runtime, TokioRuntime,
     VarInt, udp::UdpSocketState,
@@ -190,6 +193,12 @@ impl Endpoint {
     /// The address that the socket is bound to.
     pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
         self.quic.local_addr()
+    }
+
+    /// Dials with and accepts these PSKs from now on. Connections and handshakes under way go on with
+    /// those that they began with.
+    pub fn set_psks(&self, psks: PskSet) {
+        self.shared.provider.set_psks(psks);
     }
 
     /// Connections that exist now, those in their handshake or being drained included.

@@ -39,7 +39,8 @@ pub enum ConnectError {
     /// Nobody answered. Nodes never answer strangers, so a wrong PSK looks like this.
     #[error(
         "{addr} did not answer within {after:?}: no node listens there, a firewall drops UDP, or \
-         that node has another pre-shared key (compare both nodes' mesh with `meshwork doctor`)"
+         that node has another pre-shared key: compare both nodes' mesh with `meshwork doctor`, \
+         and if the mesh has changed its key while this node was away, ask for a new ticket"
     )]
     Timeout {
         /// The address that was dialled.
@@ -137,6 +138,20 @@ const CRYPTO_ERROR: u64 = 0x100;
 const CONNECTION_REFUSED: u64 = 0x02;
 
 impl ConnectError {
+    /// The same failure as that of a dial to `address`, which was one of several tried at once.
+    pub(crate) fn at(&self, address: SocketAddr) -> Self {
+        let mut error = self.clone();
+        match &mut error {
+            Self::Timeout { addr, .. }
+            | Self::BadBinding { addr }
+            | Self::Handshake { addr, .. }
+            | Self::Connection { addr, .. }
+            | Self::Local { addr, .. } => *addr = address,
+            _ => {}
+        }
+        error
+    }
+
     /// Joins our own view of the handshake, if it failed on our side, with what QUIC says.
     pub(super) fn new(
         addr: SocketAddr,

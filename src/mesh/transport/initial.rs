@@ -7,7 +7,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
 };
 
 use bytes::BytesMut;
@@ -27,48 +27,55 @@ use super::{
 const RESERVED_BITS: u8 = 0x0c;
 /// Shortest first destination connection id (RFC 9000 §7.2).
 pub(super) const MIN_FIRST_ID_LEN: usize = 8;
-/// How many connection attempts under the previous PSK are remembered. An attempt that falls out of
-/// this memory before its handshake is done fails by time-out; it takes a flood by members to get
+/// How many connection attempts are remembered while two PSKs are accepted. An attempt that falls out
+/// of this memory before its handshake is done fails by time-out; it takes a flood by members to get
 /// there, during a rotation.
-const PREVIOUS_MEMORY: usize = 1024;
+const ATTEMPTS_REMEMBERED: usize = 1024;
 
 /// The Initial keys of a node: one salt for each accepted PSK, or the public one.
 pub(super) struct InitialKeys {
-    salts: Vec<InitialSalt>,
-    /// First connection ids of attempts that opened under a salt other than the first.
-    previous: Mutex<VecDeque<(ConnectionId, usize)>>,
+    /// Whether the salts follow the PSKs.
+    keyed: bool,
+    /// The first is the one to dial with. Replaced as a whole when the PSKs change.
+    salts: RwLock<Arc<[Arc<InitialSalt>]>>,
+    /// First connection ids of attempts, with the salt that opened each: those that came while more
+    /// than one salt was accepted, so that a change of the salts leaves them as they are.
+    attempts: Mutex<VecDeque<(ConnectionId, Arc<InitialSalt>)>>,
     counters: Arc<Counters>,
 }
 
 impl InitialKeys {
     pub(super) fn new(psks: &PskSet, keyed: bool, counters: Arc<Counters>) -> Self {
-        let salts = if keyed {
-            psks.accepted()
-                .map(|psk| InitialSalt::keyed(psk.as_bytes()))
-                .collect()
-        } else {
-            vec![InitialSalt::open()]
-        };
         Self {
-            salts,
-            previous: Mutex::default(),
+            keyed,
+            salts: RwLock::new(salts(psks, keyed)),
+            attempts: Mutex::default(),
             counters,
         }
     }
 
+    /// Follows a change of the PSKs. Attempts and connections under way keep what they began with.
+    pub(super) fn set_psks(&self, psks: &PskSet) {
+        *self.salts.write().unwrap_or_else(PoisonError::into_inner) = salts(psks, self.keyed);
+    }
+
+    fn salts(&self) -> Arc<[Arc<InitialSalt>]> {
+        self.salts
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
     /// The salt that we dial with.
-    pub(super) fn own(&self) -> &InitialSalt {
-        &self.salts[0]
+    pub(super) fn own(&self) -> Arc<InitialSalt> {
+        self.salts()[0].clone()
     }
 
     /// The salt that opened the attempt with this first connection id.
-    pub(super) fn of_attempt(&self, id: &ConnectionId) -> &InitialSalt {
-        let previous = self.previous.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = previous
-            .iter()
-            .find(|(known, _)| known == id)
-            .map_or(0, |(_, index)| *index);
-        &self.salts[index]
+    pub(super) fn of_attempt(&self, id: &ConnectionId) -> Arc<InitialSalt> {
+        let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = attempts.iter().find(|(known, _)| known == id);
+        known.map_or_else(|| self.own(), |(_, salt)| salt.clone())
     }
 
     /// Keys of the listener for the attempt with this first connection id.
@@ -110,8 +117,8 @@ impl InitialKeys {
         id: &[u8],
         pn_offset: usize,
         packet: &mut [u8],
-    ) -> Option<(usize, LevelSecrets)> {
-        self.salts.iter().enumerate().find_map(|(index, salt)| {
+    ) -> Option<(Arc<InitialSalt>, LevelSecrets)> {
+        self.salts().iter().find_map(|salt| {
             let secrets = salt.secrets(id);
             let mut copy = packet.to_vec();
             Headers::new(secrets.aead, &secrets.initiator).decrypt(pn_offset, &mut copy);
@@ -124,25 +131,34 @@ impl InitialKeys {
             let packets = Packets::new(secrets.aead, &secrets.initiator, &self.counters);
             packets.open(number, header, payload)?;
             packet[..header_len].copy_from_slice(header);
-            Some((index, secrets))
+            Some((salt.clone(), secrets))
         })
     }
 
     /// Keeps which salt opened an attempt. One entry for each id: an outsider who replays a recorded
     /// first packet must not push the others out.
-    pub(super) fn remember(&self, id: ConnectionId, index: usize) {
-        if index == 0 {
+    pub(super) fn remember(&self, id: ConnectionId, salt: Arc<InitialSalt>) {
+        if self.salts().len() == 1 {
             return;
         }
-        let mut previous = self.previous.lock().unwrap_or_else(PoisonError::into_inner);
-        if previous.iter().any(|(known, _)| *known == id) {
+        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        if attempts.iter().any(|(known, _)| *known == id) {
             return;
         }
-        if previous.len() == PREVIOUS_MEMORY {
-            previous.pop_front();
+        if attempts.len() == ATTEMPTS_REMEMBERED {
+            attempts.pop_front();
         }
-        previous.push_back((id, index));
+        attempts.push_back((id, salt));
     }
+}
+
+fn salts(psks: &PskSet, keyed: bool) -> Arc<[Arc<InitialSalt>]> {
+    if !keyed {
+        return Arc::new([Arc::new(InitialSalt::open())]);
+    }
+    psks.accepted()
+        .map(|psk| Arc::new(InitialSalt::keyed(psk.as_bytes())))
+        .collect()
 }
 
 /// A first packet under examination.
@@ -155,12 +171,12 @@ struct Screen {
 
 impl Screen {
     fn examine(&self, pn_offset: usize, packet: &mut [u8]) {
-        let Some((index, secrets)) = self.initial.find(&self.id, pn_offset, packet) else {
+        let Some((salt, secrets)) = self.initial.find(&self.id, pn_offset, packet) else {
             Counters::add(&self.initial.counters.unknown_initials);
             packet[0] |= RESERVED_BITS;
             return;
         };
-        self.initial.remember(self.id, index);
+        self.initial.remember(self.id, salt);
         // A second examination would find the same keys.
         let _ = self
             .accepted
@@ -248,26 +264,55 @@ mod tests {
 
     use super::*;
 
+    fn psk(n: u8) -> Psk {
+        Psk::from_bytes([n; 32])
+    }
+
+    fn tag(salt: &InitialSalt) -> [u8; 16] {
+        salt.retry_tag(b"", &[])
+    }
+
     #[test]
     fn a_replayed_first_packet_pushes_no_other_attempt_out() {
-        let psk = |n| Psk::from_bytes([n; 32]);
         let psks = PskSet {
             current: psk(1),
             previous: Some(psk(2)),
         };
         let initial = InitialKeys::new(&psks, true, Arc::default());
-        let tag = |salt: &InitialSalt| salt.retry_tag(b"", &[]);
-        let previous = |id: &_| tag(initial.of_attempt(id)) == tag(&initial.salts[1]);
+        let second = initial.salts()[1].clone();
+        let previous = |id: &_| tag(&initial.of_attempt(id)) == tag(&second);
         let pending = ConnectionId::new(b"pending!");
-        initial.remember(pending, 1);
-        for _ in 0..2 * PREVIOUS_MEMORY {
-            initial.remember(ConnectionId::new(b"replayed"), 1);
+        initial.remember(pending, second.clone());
+        for _ in 0..2 * ATTEMPTS_REMEMBERED {
+            initial.remember(ConnectionId::new(b"replayed"), second.clone());
         }
         assert!(previous(&pending));
-        for n in 0..PREVIOUS_MEMORY {
-            initial.remember(ConnectionId::new(&n.to_be_bytes()), 1);
+        for n in 0..ATTEMPTS_REMEMBERED {
+            initial.remember(ConnectionId::new(&n.to_be_bytes()), second.clone());
         }
         assert!(!previous(&pending), "the memory is bounded");
-        assert_eq!(initial.previous.lock().unwrap().len(), PREVIOUS_MEMORY);
+        assert_eq!(initial.attempts.lock().unwrap().len(), ATTEMPTS_REMEMBERED);
+    }
+
+    #[test]
+    fn an_attempt_keeps_its_salt_while_the_psks_change() {
+        let set = |current, previous: Option<u8>| PskSet {
+            current: psk(current),
+            previous: previous.map(psk),
+        };
+        let initial = InitialKeys::new(&set(1, Some(2)), true, Arc::default());
+        let attempts = [b"attempt1", b"attempt2"].map(|id| ConnectionId::new(id));
+        let began = initial.salts();
+        for (id, salt) in attempts.iter().zip(began.iter()) {
+            initial.remember(*id, salt.clone());
+        }
+        for step in [set(2, Some(1)), set(2, None)] {
+            initial.set_psks(&step);
+            assert_eq!(tag(&initial.own()), tag(&began[1]));
+            for (id, salt) in attempts.iter().zip(began.iter()) {
+                assert_eq!(tag(&initial.of_attempt(id)), tag(salt));
+            }
+        }
+        assert_eq!(initial.salts().len(), 1);
     }
 }

@@ -6,7 +6,10 @@
 use std::{any::Any, collections::VecDeque, sync::Arc};
 
 use bytes::BytesMut;
-use meshwork_identity::{NodeId, noise::HandshakeError};
+use meshwork_identity::{
+    NodeId,
+    noise::{HandshakeError, PskSet},
+};
 use quinn::{
     ConnectError, ConnectionId,
     crypto::{
@@ -56,6 +59,9 @@ impl CryptoProvider for NullProvider {
             version: self.version,
         })
     }
+
+    /// Nothing is keyed here.
+    fn set_psks(&self, _psks: PskSet) {}
 }
 
 struct Dialler {

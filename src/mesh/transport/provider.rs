@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use meshwork_identity::{NodeId, noise::HandshakeError};
+use meshwork_identity::{
+    NodeId,
+    noise::{HandshakeError, PskSet},
+};
 use quinn::crypto;
 
 /// Makes the crypto configurations of one node.
@@ -16,6 +19,9 @@ pub(super) trait CryptoProvider: Send + Sync {
 
     /// For all that dial us.
     fn listener(&self) -> Arc<dyn crypto::ServerConfig>;
+
+    /// Uses these PSKs for what begins from now on.
+    fn set_psks(&self, psks: PskSet);
 }
 
 /// Why a dial failed, in our own words.

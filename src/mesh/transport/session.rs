@@ -1,10 +1,13 @@
 //! The Noise handshake behind quinn's `crypto` traits.
 
-use std::{any::Any, sync::Arc};
+use std::{
+    any::Any,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use meshwork_identity::{
     NodeId,
-    noise::{Handshake, HandshakeConfig, HandshakeError, InitialSalt, LevelSecrets},
+    noise::{Handshake, HandshakeConfig, HandshakeError, InitialSalt, LevelSecrets, PskSet},
 };
 use quinn::{
     ConnectError, ConnectionId,
@@ -34,7 +37,8 @@ pub(super) struct NoiseProvider {
 
 struct Shared {
     version: u32,
-    config: Arc<HandshakeConfig>,
+    /// Replaced when the PSKs change.
+    config: RwLock<Arc<HandshakeConfig>>,
     initial: Arc<InitialKeys>,
     counters: Arc<Counters>,
 }
@@ -49,11 +53,20 @@ impl NoiseProvider {
         Self {
             shared: Arc::new(Shared {
                 version,
-                config: Arc::new(config),
+                config: RwLock::new(Arc::new(config)),
                 initial,
                 counters,
             }),
         }
+    }
+}
+
+impl Shared {
+    fn config(&self) -> Arc<HandshakeConfig> {
+        self.config
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -72,6 +85,16 @@ impl CryptoProvider for NoiseProvider {
 
     fn listener(&self) -> Arc<dyn crypto::ServerConfig> {
         Arc::new(Listener(self.shared.clone()))
+    }
+
+    fn set_psks(&self, psks: PskSet) {
+        self.shared.initial.set_psks(&psks);
+        let mut config = self
+            .shared
+            .config
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *config = Arc::new(config.with_psks(psks));
     }
 }
 
@@ -92,7 +115,7 @@ impl crypto::ClientConfig for Dialler {
         if version != self.shared.version {
             return Err(ConnectError::UnsupportedVersion);
         }
-        let config = self.shared.config.clone();
+        let config = self.shared.config();
         let handshake = Handshake::initiate(config, self.expected, &encode(params))
             .expect("our own first message is far below the limit");
         let mut session = Session::new(self.shared.clone(), handshake, Side::Client);
@@ -130,7 +153,7 @@ impl crypto::ServerConfig for Listener {
         _version: u32,
         params: &TransportParameters,
     ) -> Box<dyn crypto::Session> {
-        let handshake = Handshake::respond(self.0.config.clone(), &encode(params));
+        let handshake = Handshake::respond(self.0.config(), &encode(params));
         Box::new(Session::new(self.0.clone(), handshake, Side::Server))
     }
 }
@@ -151,11 +174,14 @@ struct Session {
     next: Option<LevelSecrets>,
     phases: u64,
     outcome: Option<Arc<Outcome>>,
+    /// What a dial is keyed with, from its first packet on.
+    salt: Arc<InitialSalt>,
 }
 
 impl Session {
     fn new(shared: Arc<Shared>, handshake: Handshake, side: Side) -> Self {
         Self {
+            salt: shared.initial.own(),
             shared,
             handshake,
             side,
@@ -164,10 +190,6 @@ impl Session {
             phases: 0,
             outcome: None,
         }
-    }
-
-    fn salt(&self) -> &InitialSalt {
-        self.shared.initial.own()
     }
 
     /// Keeps the detail on our side and gives the peer a number.
@@ -189,7 +211,7 @@ impl Session {
 impl crypto::Session for Session {
     fn initial_keys(&self, dst_cid: &ConnectionId, side: Side) -> Keys {
         match side {
-            Side::Client => keys(&self.salt().secrets(dst_cid), side, &self.shared.counters),
+            Side::Client => keys(&self.salt.secrets(dst_cid), side, &self.shared.counters),
             Side::Server => self.shared.initial.for_attempt(dst_cid),
         }
     }
@@ -254,7 +276,7 @@ impl crypto::Session for Session {
         let Some((token, tag)) = payload.split_last_chunk::<16>() else {
             return false;
         };
-        let expected = self.salt().retry_tag(orig_dst_cid, &[header, token]);
+        let expected = self.salt.retry_tag(orig_dst_cid, &[header, token]);
         aws_lc_rs::constant_time::verify_slices_are_equal(&expected, tag).is_ok()
     }
 
@@ -388,7 +410,7 @@ mod tests {
             bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..100)
         ) {
             let shared = provider(1).shared;
-            let mut member = Handshake::initiate(shared.config.clone(), None, &bytes).unwrap();
+            let mut member = Handshake::initiate(shared.config(), None, &bytes).unwrap();
             let params = TransportParameters::read(Side::Server, &mut &[][..]).unwrap();
             let mut server = provider(2).listener().start_session(VERSION, &params);
             server.read_handshake(&member.write().unwrap().bytes).unwrap();

@@ -229,6 +229,7 @@ impl World {
             tags: BTreeSet::from([format!("tag-{name}")]),
             subnet: None,
             region: None,
+            ..Announcement::default()
         };
         self.net
             .known

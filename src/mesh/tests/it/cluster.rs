@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
 use meshwork_identity::{
@@ -12,7 +12,7 @@ use meshwork_identity::{
 };
 use meshwork_mesh::{Env, MemoryState, Mesh, MeshConfig, StateStore, SystemEntropy};
 use meshwork_netsim::Net;
-use meshwork_proto::announcement::{Announcement, Hardware, Software};
+use meshwork_proto::announcement::Announcement;
 use meshwork_proto::ports::WallClock;
 use meshwork_proto::service::Router;
 use tokio::time::Instant;
@@ -140,6 +140,14 @@ impl Cluster {
                 state,
                 runtime: net.runtime(),
                 socket: net.socket(sim_addr(n)).unwrap(),
+                bind: {
+                    // Ports count up, as nobody else has sockets there.
+                    let (net, port) = (net.clone(), AtomicU16::new(sim_addr(n).port()));
+                    Arc::new(move |addr| {
+                        let port = port.fetch_add(1, Ordering::Relaxed) + 1;
+                        net.socket(SocketAddr::new(addr.ip(), port))
+                    })
+                },
             },
             None => Env {
                 clock: self.clock.clone(),
@@ -225,22 +233,9 @@ pub(crate) async fn stop(nodes: &[&Mesh]) {
 /// The draft of an announcement by a node of this name.
 pub(crate) fn draft(name: &str, addresses: Vec<SocketAddr>) -> Announcement {
     Announcement {
-        version: 0,
-        issued_at: Timestamp::default(),
-        ttl: Duration::ZERO,
         name: name.to_owned(),
-        roles: [].into(),
         addresses,
-        relays: Vec::new(),
-        services: [].into(),
-        hardware: Hardware::default(),
-        software: Software::default(),
-        images: Vec::new(),
-        models: [].into(),
-        tools: [].into(),
-        tags: [].into(),
-        subnet: None,
-        region: None,
+        ..Announcement::default()
     }
 }
 

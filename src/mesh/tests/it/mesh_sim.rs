@@ -16,7 +16,7 @@ use crate::probe::{self, Echo};
 
 const NODES: u8 = 20;
 /// Virtual time.
-const RUN: Duration = Duration::from_mins(10);
+const RUN: Duration = Duration::from_mins(2);
 /// Between two calls of a node, virtual time.
 const PAUSE: Duration = Duration::from_secs(5);
 /// Announcements of thousands that each node hears may arrive after a later version of them.
@@ -33,7 +33,7 @@ struct Outcome {
     calls: u64,
 }
 
-/// 20 nodes at 5 % loss connect to two others each, announce, and call whomever they know, for ten
+/// 20 nodes at 5 % loss connect to two others each, announce, and call whomever they know, for two
 /// minutes. Every call is answered once and rightly, and in the end everybody knows everybody.
 fn run(seed: u64) -> Outcome {
     let sim = Sim::new(
@@ -105,7 +105,7 @@ async fn call_others(node: Mesh, index: usize) -> u64 {
 fn the_same_seed_gives_the_same_datagrams() {
     let first = run(1);
     // Each node calls about every 5 s.
-    assert!(first.calls > 20 * 100, "{} calls", first.calls);
+    assert!(first.calls > 20 * 20, "{} calls", first.calls);
     assert_eq!(run(1), first);
     assert_ne!(run(2).hash, first.hash);
 

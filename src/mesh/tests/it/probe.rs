@@ -123,16 +123,33 @@ impl ByHand {
     /// Dials `to` as node `n`, and presents a token with which it may call everything.
     pub(crate) async fn dial(cluster: &Cluster, n: u8, to: &Mesh) -> Self {
         let by_hand = Self::dial_silently(cluster, n, to).await;
+        by_hand.present(cluster, n).await;
+        by_hand
+    }
+
+    /// Dials `to` from `endpoint`, and presents as [`ByHand::dial`] does.
+    pub(crate) async fn dial_from(endpoint: Endpoint, cluster: &Cluster, n: u8, to: &Mesh) -> Self {
+        let addr = to.local_addrs()[0];
+        let conn = endpoint.connect(addr, Some(to.node_id())).await.unwrap();
+        let by_hand = Self {
+            conn,
+            _endpoint: endpoint,
+        };
+        by_hand.present(cluster, n).await;
+        by_hand
+    }
+
+    async fn present(&self, cluster: &Cluster, n: u8) {
         let present = Present {
             tokens: vec![cluster.node_token(n)],
             version: "test".into(),
             addresses: vec![],
+            accepts: false,
         };
-        let (_, mut recv) = by_hand
+        let (_, mut recv) = self
             .request(&header::<PresentTokens>(), &codec::encode(&present))
             .await;
         assert_eq!(reply(&mut recv).await.unwrap().0, ReplyTag::Item);
-        by_hand
     }
 
     /// Dials `to` as node `n`, and says nothing.

@@ -589,6 +589,7 @@ async fn greetings_are_bounded() {
         tokens: (0..17).map(|_| cluster.node_token(1)).collect(),
         version: String::new(),
         addresses: vec![],
+        accepts: false,
     };
     let (_send, mut recv) = client
         .request(&header::<PresentTokens>(), &codec::encode(&present))

@@ -56,7 +56,10 @@ impl Directory for Net {
             rtt: Duration::from_millis(1),
             lost: 0,
             sent: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
             age: agent.connected_for(),
+            neighbour: false,
         })
     }
 }
