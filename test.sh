@@ -23,6 +23,11 @@ have curl || missing+=(curl)
 if [ -z "${MESHWORK_SKIP_DOCKER:-}" ]; then
   have dockerd || missing+=(docker.io)
   have iptables || missing+=(iptables)
+  # The NAT tests: namespaces, and a router that forwards ports on request.
+  { have ip && have ss; } || missing+=(iproute2)
+  have nft || missing+=(nftables)
+  # The program alone; the package `miniupnpd` would start it on this machine.
+  have miniupnpd || missing+=(miniupnpd-nftables)
 fi
 [ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
 # Newer Debian releases only recommend the client, as a package of its own.
@@ -57,9 +62,19 @@ RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 
 say "tests"
 cargo test --workspace --doc --quiet
+# Namespaces need root: for another user those tests run by themselves, through sudo.
+own_root=
+[ "$(id -u)" = 0 ] || [ -n "${MESHWORK_SKIP_DOCKER:-}" ] || own_root=yes
 if have cargo-nextest; then
-  cargo nextest run --workspace
+  cargo nextest run --workspace ${own_root:+-E 'not binary(nat)'}
+elif [ -n "$own_root" ]; then
+  cargo test --workspace --exclude meshwork --no-fail-fast
+  cargo test -p meshwork --no-fail-fast --bins --test it --test docker
 else
   cargo test --workspace --no-fail-fast
+fi
+if [ -n "$own_root" ]; then
+  runner=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+  env "CARGO_TARGET_${runner}_RUNNER=sudo -E" cargo test -p meshwork --test nat -- --test-threads 2
 fi
 say "all passed"

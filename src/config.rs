@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use meshwork_mesh::RelayConfig;
 use meshwork_proto::ByteSize;
 use meshwork_proto::announcement::{Role, Subnet};
 use meshwork_proto::kernel::is_name;
 use meshwork_proto::limits::MAX_NAME;
+use meshwork_proto::subnet::{SubnetPolicy, SubnetRule};
 use serde::{Deserialize, Deserializer, de};
 
 /// Most tags of a node, and most characters of one: more would hardly fit into an announcement.
@@ -37,11 +39,87 @@ pub(crate) struct Config {
     pub tags: BTreeSet<String>,
     /// Region name for queries. Default: none.
     pub region: Option<String>,
+    /// Tenants whose nodes (tag `scope:tenant:<id>`) this node's lookups find, as a manager's do.
+    /// Default: none.
+    #[serde(deserialize_with = "tags")]
+    pub tenants: BTreeSet<String>,
     /// Place in the subnet tree: 1 to 4 levels of 0–255, like `3.7.2`. Default: none.
     #[serde(deserialize_with = "from_text")]
     pub subnet: Option<Subnet>,
+    /// Whether the router is asked to forward a port to the node (PCP, NAT-PMP, `UPnP`). Default true;
+    /// a router that does not know how is no harm.
+    pub port_mapping: bool,
+    /// Where others see the node, instead of what they tell. For a fixed address that a firewall
+    /// forwards and that peers cannot see. Default: none.
+    pub reflex_override: Option<SocketAddr>,
+    /// Which subnet follows from which tags, where `subnet` is not set. Default: none.
+    pub subnet_rules: Vec<SubnetRule>,
+    /// Where numbers for Prometheus are served: anybody who can connect reads them. Default: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// Help for others who cannot reach each other directly.
+    pub relay: RelaySection,
     /// Settings of role `agent`.
     pub agent: AgentSection,
+}
+
+/// Help for others who cannot reach each other directly.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RelaySection {
+    /// Whether this node relays for members of the mesh. Default: when it finds that others reach it
+    /// without help; role `relay` means always.
+    pub serve: Serve,
+    /// Bytes a second that one peer may send through it. Default 8MiB. What is above is dropped.
+    #[serde(deserialize_with = "size")]
+    pub rate: ByteSize,
+    /// Bytes that one peer may send at once after a pause. Default 2MiB.
+    #[serde(deserialize_with = "size")]
+    pub burst: ByteSize,
+}
+
+/// Whether a node relays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Serve {
+    /// When it finds that others reach it without help.
+    #[default]
+    Auto,
+    /// From its start.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+impl Default for RelaySection {
+    fn default() -> Self {
+        let relay = RelayConfig::default();
+        Self {
+            serve: Serve::Auto,
+            rate: ByteSize(relay.rate),
+            burst: ByteSize(relay.burst),
+        }
+    }
+}
+
+impl Config {
+    /// How the node relays, if it ever does.
+    pub(crate) fn relaying(&self, roles: &BTreeSet<Role>) -> Option<RelayConfig> {
+        let always = self.relay.serve == Serve::Always || roles.contains(&Role::Relay);
+        let never = self.relay.serve == Serve::Never && !always;
+        (!never).then_some(RelayConfig {
+            always,
+            rate: self.relay.rate.0,
+            burst: self.relay.burst.0,
+        })
+    }
+
+    /// The node's place: as it is set, else as it follows from the tags.
+    pub(crate) fn place(&self) -> Option<Subnet> {
+        let rules = self.subnet_rules.clone();
+        self.subnet
+            .clone()
+            .or_else(|| SubnetPolicy { rules }.derive(&self.tags))
+    }
 }
 
 /// Settings of role `agent`.
@@ -71,7 +149,13 @@ impl Default for Config {
             advertise: Vec::new(),
             tags: BTreeSet::new(),
             region: None,
+            tenants: BTreeSet::new(),
             subnet: None,
+            port_mapping: true,
+            reflex_override: None,
+            subnet_rules: Vec::new(),
+            metrics: None,
+            relay: RelaySection::default(),
             agent: AgentSection::default(),
         }
     }
@@ -110,11 +194,11 @@ fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D:
 /// Roles that a node can have; a [`Role`] may be one of a later version.
 pub(crate) fn role(text: &str) -> Result<Role, String> {
     match text.parse() {
-        Ok(role @ (Role::Agent | Role::Manager)) => Ok(role),
+        Ok(role @ (Role::Agent | Role::Manager | Role::Relay)) => Ok(role),
         Ok(role) => Err(format!(
-            "this version cannot be a {role} yet: use agent and manager"
+            "this version cannot be a {role} yet: use agent, manager and relay"
         )),
-        Err(_) => Err(format!("`{text}` is no role: use agent and manager")),
+        Err(_) => Err(format!("`{text}` is no role: use agent, manager and relay")),
     }
 }
 
@@ -169,12 +253,16 @@ mod tests {
             include_str!("../configs/single-node.toml"),
             include_str!("../configs/agent.toml"),
             include_str!("../configs/manager.toml"),
+            include_str!("../configs/relay.toml"),
         ];
-        let [single, agent, manager] = shipped.map(|text| toml::from_str::<Config>(text).unwrap());
+        let [single, agent, manager, relay] =
+            shipped.map(|text| toml::from_str::<Config>(text).unwrap());
         assert_eq!(single.roles, Some([Role::Agent, Role::Manager].into()));
         assert_eq!(agent.roles, Some([Role::Agent].into()));
         assert_eq!(agent.agent.reserved_memory, ByteSize(2 << 30));
         assert_eq!(manager.roles, Some([Role::Manager].into()));
+        assert_eq!(relay.roles, Some([Role::Relay].into()));
+        assert_eq!(relay.relay, RelaySection::default());
     }
 
     #[test]
@@ -185,6 +273,39 @@ mod tests {
         assert!(parse(many(MAX_TAGS + 1)).is_err());
         assert!(parse(vec!["x".repeat(MAX_TAG)]).is_ok());
         assert!(parse(vec!["x".repeat(MAX_TAG + 1)]).is_err());
+    }
+
+    #[test]
+    fn the_place_follows_from_tags_unless_it_is_set() {
+        let rules = "tags = [\"zone:b\", \"rack:7\"]\n\
+                     [[subnet_rules]]\ntag_prefix = \"zone:\"\nlevel = 0\nvalues = { a = 1, b = 2 }\n\
+                     [[subnet_rules]]\ntag_prefix = \"rack:\"\nlevel = 1\nvalues = { 7 = 70 }\n";
+        let place = |text: &str| toml::from_str::<Config>(text).unwrap().place();
+        assert_eq!(place(rules), Some("2.70".parse().unwrap()));
+        let set = format!("subnet = \"9\"\n{rules}");
+        assert_eq!(place(&set), Some("9".parse().unwrap()));
+        assert_eq!(place(""), None);
+    }
+
+    #[test]
+    fn who_relays() {
+        let agent = BTreeSet::from([Role::Agent]);
+        let relay = BTreeSet::from([Role::Relay]);
+        let parse = |text: &str| toml::from_str::<Config>(text).unwrap();
+        let always = |config: &Config, roles| config.relaying(roles).map(|relay| relay.always);
+        let default = parse("");
+        assert_eq!(default.relaying(&agent), Some(RelayConfig::default()));
+        assert_eq!(always(&default, &relay), Some(true));
+        assert_eq!(
+            always(&parse("[relay]\nserve = \"always\""), &agent),
+            Some(true)
+        );
+        assert_eq!(always(&parse("[relay]\nserve = \"never\""), &agent), None);
+        let rate = parse("[relay]\nrate = \"1MiB\"")
+            .relaying(&agent)
+            .unwrap()
+            .rate;
+        assert_eq!(rate, 1 << 20);
     }
 
     #[tokio::test]
@@ -218,7 +339,12 @@ mod tests {
             "lisen = \"[::]:1\"",
             "name = \"Attic\"",
             "subnet = \"1.2.3.4.5\"",
-            "roles = [\"relay\"]",
+            "roles = [\"storage\"]",
+            "[relay]\nserve = \"sometimes\"",
+            "[relay]\nrate = \"fast\"",
+            "reflex_override = \"1.2.3.4\"",
+            "metrics = \"9460\"",
+            "[[subnet_rules]]\ntag_prefix = \"rack:\"\nlevel = 4",
             "tags = [\"\"]",
             "tags = [\"a b\"]",
             "tags = [\"a,b\"]",

@@ -22,6 +22,7 @@ use meshwork_identity::{
     load_identity, load_or_create_identity,
 };
 use meshwork_proto::announcement::Role;
+use meshwork_proto::mesh::MeshStatus;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -116,6 +117,9 @@ pub(crate) struct RunFile {
     pub roles: BTreeSet<Role>,
     /// Whether all its parts were tried and it has told the mesh what it is.
     pub ready: bool,
+    /// Where numbers for Prometheus are served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// `contacts.toml`: nodes to call first.
@@ -217,10 +221,29 @@ impl Home {
             .map_err(|source| HomeError::Io { path, source })
     }
 
-    /// Forgets where a node listens.
+    /// Forgets where a node listens, and how it stood.
     pub(crate) fn forget_running(&self) {
         // A file that stays is harmless: without the lock it names no running node.
         let _ = fs::remove_file(self.path("run/node.addr"));
+        let _ = fs::remove_file(self.path("run/status.json"));
+    }
+
+    /// Says how the node stands, for commands of this machine that have no user to ask it as.
+    pub(crate) fn write_status(&self, status: &MeshStatus) -> Result<(), HomeError> {
+        let path = self.path("run/status.json");
+        let temporary = self.path("run/status.json.tmp");
+        let text = serde_json::to_vec(status).expect("our own plain structs have a JSON form");
+        self.make_run_folder()?;
+        fs::write(&temporary, text)
+            .and_then(|()| fs::rename(&temporary, &path))
+            .map_err(|source| HomeError::Io { path, source })
+    }
+
+    /// How the node that runs from here stood a moment ago, if one does and has said so.
+    pub(crate) fn status(&self) -> Option<MeshStatus> {
+        self.running().ok().flatten()?;
+        let text = fs::read(self.path("run/status.json")).ok()?;
+        serde_json::from_slice(&text).ok()
     }
 
     /// Makes the folder of the running node, closed to others.
@@ -419,6 +442,7 @@ mod tests {
             addrs: vec![],
             roles: BTreeSet::new(),
             ready: false,
+            metrics: None,
         };
         assert_eq!(home.running().unwrap(), None);
         assert!(!home.path("run").exists(), "looking makes nothing");

@@ -7,6 +7,8 @@ mod ambient;
 mod cli;
 mod config;
 mod home;
+
+mod metrics;
 mod node;
 
 use std::process::ExitCode;

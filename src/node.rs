@@ -5,36 +5,35 @@
 //! again until it works, and the announcement says at each time what is so.
 
 mod addresses;
+mod background;
+mod upkeep;
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwork_agent::{Agent, AgentConfig, hardware};
-use meshwork_identity::{NodeId, Timestamp};
+use meshwork_agent::{Agent, AgentConfig};
+use meshwork_identity::NodeId;
 use meshwork_manager::{Manager, ManagerConfig};
 use meshwork_mesh::{FileState, Mesh, MeshConfig, MeshError, SystemClock};
 use meshwork_proto::announcement::{Gpu, Role};
-use meshwork_proto::limits::MAX_ANNOUNCEMENT;
+use meshwork_proto::mesh::PeerView;
+use meshwork_proto::path::NatClass;
 use meshwork_proto::service::Router;
-use meshwork_proto::{Announcement, codec};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 pub(crate) use addresses::listen;
 use addresses::{reachable_here, reachable_there};
+use background::{Background, Facts};
 
 use crate::config::Config;
 use crate::home::{Home, HomeError, RunFile, Who};
+use crate::metrics::Page;
 
-/// Pause before the agent's part is tried again when no container backend answered.
-const BACKEND_RETRY: Duration = Duration::from_secs(10);
-/// Time between two looks at what the announcement says: devices and images change rarely.
-const REFRESH: Duration = Duration::from_mins(1);
 /// How often a short hold of the folder's lock (by a command that asks whether a node runs) is
 /// waited out, and for how long each time.
 const LOCK_TRIES: u32 = 10;
@@ -57,6 +56,14 @@ pub(crate) enum NodeError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The page for Prometheus cannot be served.
+    #[error("metrics = \"{address}\": {source}")]
+    Metrics {
+        /// Where it was to be.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The manager's part did not start.
     #[error("the manager does not start: {0}")]
     Manager(#[from] meshwork_manager::ManagerError),
@@ -67,6 +74,12 @@ pub(crate) enum NodeError {
 pub(crate) enum Step {
     /// It listens, and serves its peers.
     Listening(Vec<SocketAddr>),
+    /// Numbers for Prometheus are served.
+    Metrics(SocketAddr),
+    /// A first peer is reached.
+    Path(Box<PeerView>),
+    /// It is found out what lies between it and the network, and where others see it.
+    Nat(NatClass, Option<SocketAddr>),
     /// The agent's part is up.
     Agent {
         /// Container backend and version.
@@ -88,6 +101,7 @@ pub(crate) struct Node {
     mesh: Mesh,
     manager: Option<Manager>,
     background: JoinHandle<Option<Agent>>,
+    upkeep: JoinSet<()>,
     stop: watch::Sender<bool>,
     home: Home,
     _lock: File,
@@ -127,6 +141,11 @@ impl Node {
         mesh.name.clone_from(&facts.name);
         mesh.roles.clone_from(&facts.roles);
         mesh.advertise = reachable_there(&facts.config.advertise, &bound);
+        mesh.relay = facts.config.relaying(&facts.roles);
+        mesh.port_mapping = facts.config.port_mapping;
+        mesh.reflex_override = facts.config.reflex_override;
+        mesh.tenants.clone_from(&facts.config.tenants);
+        let page = page(facts.config.metrics).await?;
         let mesh = Mesh::start(mesh, env, Router::new())?;
         for contact in home.contacts()?.contact {
             mesh.pin(contact);
@@ -137,6 +156,7 @@ impl Node {
             addrs: reachable_here(&mesh.local_addrs()),
             roles: facts.roles.clone(),
             ready: false,
+            metrics: page.as_ref().map(|page| page.address),
         };
         home.write_running(&run)?;
         on_step(Step::Listening(mesh.local_addrs()));
@@ -147,6 +167,27 @@ impl Node {
             None
         };
         let (stop, stopped) = watch::channel(false);
+        let mut upkeep = JoinSet::new();
+        upkeep.spawn(upkeep::keep_status(
+            mesh.clone(),
+            home.clone(),
+            stopped.clone(),
+        ));
+        upkeep.spawn(upkeep::keep_psk(
+            mesh.clone(),
+            home.clone(),
+            stopped.clone(),
+        ));
+        upkeep.spawn(upkeep::tell_path(
+            mesh.clone(),
+            on_step.clone(),
+            stopped.clone(),
+        ));
+        if let Some(page) = page {
+            on_step(Step::Metrics(page.address));
+            let source = mesh.clone();
+            upkeep.spawn(page.serve(Arc::new(move || source.status()), stopped.clone()));
+        }
         let background = Background {
             mesh: mesh.clone(),
             home: home.clone(),
@@ -159,6 +200,7 @@ impl Node {
             mesh,
             manager,
             background,
+            upkeep,
             stop,
             home: home.clone(),
             _lock: lock,
@@ -171,10 +213,11 @@ impl Node {
     }
 
     /// Ends the node: no new calls, running ones finish until the deadline. Kernels go on.
-    pub(crate) async fn shutdown(self, deadline: Duration) {
+    pub(crate) async fn shutdown(mut self, deadline: Duration) {
         let until = Instant::now() + deadline;
         self.stop.send_replace(true);
         let parts = async {
+            while self.upkeep.join_next().await.is_some() {}
             if let Ok(Some(agent)) = self.background.await {
                 agent.shutdown(deadline).await;
             }
@@ -191,6 +234,15 @@ impl Node {
         // A stale file is recognized by the lock that is gone.
         self.home.forget_running();
     }
+}
+
+async fn page(address: Option<SocketAddr>) -> Result<Option<Page>, NodeError> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    let page = Page::bind(address).await;
+    page.map(Some)
+        .map_err(|source| NodeError::Metrics { address, source })
 }
 
 async fn lock(home: &Home) -> Result<File, HomeError> {
@@ -224,159 +276,6 @@ async fn start_manager(home: &Home, mesh: &Mesh) -> Result<Manager, NodeError> {
 pub(crate) fn open_state(home: &Home) -> Result<FileState, NodeError> {
     let path = home.path("state");
     FileState::open(&path).map_err(|source| NodeError::State { path, source })
-}
-
-/// What the operator says about the node.
-struct Facts {
-    name: String,
-    roles: BTreeSet<Role>,
-    config: Config,
-}
-
-/// What goes on beside the calls: getting the agent's part up, and keeping the announcement true.
-struct Background {
-    mesh: Mesh,
-    home: Home,
-    facts: Facts,
-    run: RunFile,
-    on_step: OnStep,
-}
-
-impl Background {
-    /// Runs until it is stopped; returns the agent's part, if it came up.
-    async fn run(self, mut stopped: watch::Receiver<bool>) -> Option<Agent> {
-        let mut agent = None;
-        let mut said = None;
-        let mut look_again = Instant::now();
-        loop {
-            let wanted = agent.is_none() && self.facts.roles.contains(&Role::Agent);
-            if wanted {
-                agent = self.start_agent().await;
-            }
-            let came_up = wanted && agent.is_some();
-            if came_up || Instant::now() >= look_again {
-                self.announce(agent.as_ref(), &mut said).await;
-                look_again = Instant::now() + REFRESH;
-            }
-            let pause = if wanted && !came_up {
-                BACKEND_RETRY
-            } else {
-                REFRESH
-            };
-            let stop = stopped.wait_for(|stop| *stop);
-            if tokio::time::timeout(pause, stop).await.is_ok() {
-                return agent;
-            }
-        }
-    }
-
-    /// Announces what is so now, if it is not what was `said` last.
-    async fn announce(&self, agent: Option<&Agent>, said: &mut Option<Announcement>) {
-        let announcement = self.announcement(agent).await;
-        if said.as_ref() == Some(&announcement) {
-            return;
-        }
-        match self.mesh.announce(announcement.clone()).await {
-            Ok(()) => {
-                if said.replace(announcement).is_none() {
-                    self.ready();
-                }
-            }
-            Err(error) => tracing::warn!(%error, "the announcement did not go out"),
-        }
-    }
-
-    fn ready(&self) {
-        let run = RunFile {
-            ready: true,
-            ..self.run.clone()
-        };
-        if let Err(error) = self.home.write_running(&run) {
-            tracing::warn!(%error, "commands of this machine do not learn that the node is ready");
-        }
-        (self.on_step)(Step::Announced);
-    }
-
-    async fn start_agent(&self) -> Option<Agent> {
-        let config = agent_config(&self.home, &self.facts.config);
-        let trust = Arc::new(self.mesh.clone());
-        match Agent::start(config, trust, Arc::new(SystemClock), self.mesh.node_id()).await {
-            Ok(agent) => {
-                self.mesh.serve(agent.router());
-                let (backend, gpus) = (agent.backend(), agent.gpus());
-                tracing::info!(%backend, gpus = gpus.len(), "the agent serves");
-                (self.on_step)(Step::Agent { backend, gpus });
-                Some(agent)
-            }
-            Err(error) => {
-                tracing::info!(%error, "no agent yet");
-                (self.on_step)(Step::NoAgent(error.to_string()));
-                None
-            }
-        }
-    }
-
-    async fn probe_gpus(&self) -> Vec<Gpu> {
-        let config = agent_config(&self.home, &self.facts.config);
-        meshwork_agent::probe_gpus(&config)
-            .await
-            .unwrap_or_else(|error| {
-                tracing::warn!(%error, "GPUs are not announced");
-                Vec::new()
-            })
-    }
-
-    /// What is so now. A node whose agent's part is not up does not claim to be an agent, but
-    /// still says what hardware it has.
-    async fn announcement(&self, agent: Option<&Agent>) -> Announcement {
-        let gpus = match agent {
-            Some(agent) => agent.gpus(),
-            None if self.facts.roles.contains(&Role::Agent) => self.probe_gpus().await,
-            None => Vec::new(),
-        };
-        let (hardware, mut software) = hardware::collect(self.home.root(), gpus);
-        software.container_backend = agent.map(Agent::backend);
-        software.cuda = agent.and_then(Agent::cuda);
-        let mut roles = self.facts.roles.clone();
-        let mut services = BTreeSet::from(["mesh".to_owned()]);
-        if agent.is_none() {
-            roles.remove(&Role::Agent);
-        }
-        services.extend(roles.iter().map(ToString::to_string));
-        let config = &self.facts.config;
-        fitting(Announcement {
-            // The mesh numbers and dates it.
-            version: 0,
-            issued_at: Timestamp::default(),
-            ttl: Duration::ZERO,
-            name: self.facts.name.clone(),
-            roles,
-            addresses: reachable_there(&config.advertise, &self.mesh.local_addrs()),
-            relays: Vec::new(),
-            services,
-            hardware,
-            software,
-            images: match agent {
-                Some(agent) => agent.images().await,
-                None => Vec::new(),
-            },
-            models: BTreeSet::new(),
-            tools: BTreeSet::new(),
-            tags: config.tags.clone(),
-            subnet: config.subnet.clone(),
-            region: config.region.clone(),
-        })
-    }
-}
-
-/// The announcement with as many images as fit.
-fn fitting(mut announcement: Announcement) -> Announcement {
-    /// Bytes that version, time and lifetime take once they are filled in.
-    const DATES: usize = 64;
-    while codec::encode(&announcement).len() + DATES > MAX_ANNOUNCEMENT
-        && announcement.images.pop().is_some()
-    {}
-    announcement
 }
 
 /// The settings of the agent's part.

@@ -1,12 +1,14 @@
 //! The command line as a peer of the mesh: finds a node to call, connects as the user, calls.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwork_identity::{Contact, Identity, NodeId, Token};
+use meshwork_identity::{Contact, Identity, NodeId, Psk, Token};
 use meshwork_mesh::{MemoryState, Mesh, MeshConfig, StateStore};
 use meshwork_proto::announcement::Role;
+use meshwork_proto::mesh::{Find, FindNodes};
 use meshwork_proto::rpc::{RpcError, Status};
 use meshwork_proto::service::{self, CallOptions, ItemStream, Method, Router};
 
@@ -37,6 +39,9 @@ pub(super) struct Client {
     pub(super) server: NodeId,
     token: Option<Token>,
     mesh: Mesh,
+    home: Home,
+    /// The mesh's pre-shared key as it was when this began.
+    psk: Psk,
 }
 
 /// Connects to the node that `--server` names, else to this machine's, else to a known one, and
@@ -59,36 +64,36 @@ pub(super) fn with<T>(
 impl Client {
     /// Connects; see [`with`].
     pub(super) async fn connect(cx: &Context) -> Result<Self, CliError> {
-        let candidates = candidates(&cx.home, cx.server.as_deref())?;
+        let targets = targets(&cx.home, cx.server.as_deref())?;
         let user = cx.home.identity(Who::User)?;
         let token = cx.home.token(Who::User)?;
         let mesh = dialer(&cx.home, user.clone(), token.clone())?;
-        let mut last = None;
-        for contact in &candidates {
-            match mesh.dial(contact, DIAL).await {
-                Ok(server) => {
-                    // A long command outlives a restart of the node.
-                    mesh.pin(contact.clone());
-                    return Ok(Self {
-                        out: cx.out,
-                        user,
-                        server,
-                        token,
-                        mesh,
-                    });
-                }
-                Err(error) => last = Some(error),
+        match reach(&mesh, &targets).await {
+            Ok(server) => Ok(Self {
+                out: cx.out,
+                user,
+                server,
+                token,
+                psk: mesh.psk().borrow().current.clone(),
+                mesh,
+                home: cx.home.clone(),
+            }),
+            Err(error) => {
+                mesh.shutdown(GOODBYE).await;
+                Err(error)
             }
         }
-        mesh.shutdown(GOODBYE).await;
-        Err(match last {
-            Some(error) => error.into(),
-            None => no_server(),
-        })
     }
 
-    /// Says goodbye.
+    /// Says goodbye. When the mesh has changed its pre-shared key, that is written down: without a
+    /// node here, nobody else does.
     pub(super) async fn close(self) {
+        let current = self.mesh.psk().borrow().current.clone();
+        if current != self.psk
+            && let Err(error) = self.home.write_psk(&current)
+        {
+            tracing::warn!(%error, "the mesh's new pre-shared key is not written down");
+        }
         self.mesh.shutdown(GOODBYE).await;
     }
 
@@ -164,7 +169,7 @@ fn dialer(home: &Home, identity: Identity, token: Option<Token>) -> Result<Mesh,
 pub(super) fn start_dialer(
     identity: Identity,
     authority: NodeId,
-    psk: meshwork_identity::Psk,
+    psk: Psk,
     token: Option<Token>,
     state: Arc<dyn StateStore>,
 ) -> Result<Mesh, CliError> {
@@ -176,16 +181,77 @@ pub(super) fn start_dialer(
     Ok(Mesh::start(config, env, Router::new())?)
 }
 
+/// Whom to connect with.
+#[derive(Debug, PartialEq, Eq)]
+struct Targets {
+    /// Any one of these, the best first.
+    contacts: Vec<Contact>,
+    /// Ask the one that answers where the node with this id is, and go on to that.
+    beyond: Option<NodeId>,
+}
+
+/// Connects with the first target that answers.
+async fn reach(mesh: &Mesh, targets: &Targets) -> Result<NodeId, CliError> {
+    let mut last = no_server();
+    for contact in &targets.contacts {
+        match mesh.dial(contact, DIAL).await {
+            Ok(server) => {
+                // A long command outlives a restart of the node.
+                mesh.pin(contact.clone());
+                return match targets.beyond {
+                    Some(node) => go_on(mesh, server, node).await,
+                    None => Ok(server),
+                };
+            }
+            Err(error) => last = error.into(),
+        }
+    }
+    Err(last)
+}
+
+/// Connects with a node that `server` knows: directly, or through a relay that it is linked with.
+async fn go_on(mesh: &Mesh, server: NodeId, node: NodeId) -> Result<NodeId, CliError> {
+    let find = Find {
+        query: format!("id = {node}"),
+        limit: 1,
+        tenants: BTreeSet::new(),
+        region: None,
+    };
+    let options = CallOptions::within(CALL);
+    let found = service::call::<FindNodes>(mesh, server, &find, options).await?;
+    let said = found.nodes.first().and_then(|found| found.open().ok());
+    let said = said.ok_or_else(|| {
+        let text = format!("no node {} is known to {}", node.short(), server.short());
+        CliError::new(Code::NOT_FOUND, text).fix("meshwork node ls")
+    })?;
+    mesh.learn(found.nodes);
+    let contact = Contact {
+        node,
+        addrs: said.addresses,
+    };
+    Ok(mesh.dial(&contact, DIAL).await?)
+}
+
 /// Nodes to try, the best first.
-fn candidates(home: &Home, server: Option<&str>) -> Result<Vec<Contact>, CliError> {
+fn targets(home: &Home, server: Option<&str>) -> Result<Targets, CliError> {
     if !home.has_mesh() {
         return Err(HomeError::NoMesh(home.root().to_owned()).into());
     }
     let local = home.running()?;
     let known = home.contacts()?.contact;
-    if let Some(server) = server {
-        return named(server, local.as_ref(), &known).map(|contact| vec![contact]);
-    }
+    let exactly = |contact| Targets {
+        contacts: vec![contact],
+        beyond: None,
+    };
+    let beyond = match server {
+        None => None,
+        // Whoever answers may know where it is.
+        Some(server) => match (named(server, local.as_ref(), &known), server.parse()) {
+            (Ok(contact), _) => return Ok(exactly(contact)),
+            (Err(_), Ok(node)) => Some(node),
+            (Err(error), Err(_)) => return Err(error),
+        },
+    };
     let (managers, others): (Vec<RunFile>, Vec<RunFile>) = local
         .into_iter()
         .partition(|run| run.roles.contains(&Role::Manager));
@@ -193,17 +259,16 @@ fn candidates(home: &Home, server: Option<&str>) -> Result<Vec<Contact>, CliErro
         node: run.node,
         addrs: run.addrs,
     };
-    let all: Vec<Contact> = managers
+    let contacts: Vec<Contact> = managers
         .into_iter()
         .map(contact)
         .chain(known)
         .chain(others.into_iter().map(contact))
         .collect();
-    if all.is_empty() {
-        Err(no_server())
-    } else {
-        Ok(all)
+    if contacts.is_empty() {
+        return Err(no_server());
     }
+    Ok(Targets { contacts, beyond })
 }
 
 fn no_server() -> CliError {
@@ -300,7 +365,7 @@ mod tests {
             roles: [].into(),
         };
         home.write_mesh(&mesh).unwrap();
-        assert!(candidates(&home, None).is_err());
+        assert!(targets(&home, None).is_err());
         let (local, far) = (contact(1, 7001), contact(2, 7002));
         let contacts = crate::home::Contacts {
             contact: vec![far.clone()],
@@ -317,10 +382,17 @@ mod tests {
                 addrs: local.addrs.clone(),
                 roles: [role].into(),
                 ready: true,
+                metrics: None,
             };
             home.write_running(&run).unwrap();
-            let found = candidates(&home, None).unwrap();
-            assert_eq!(found.iter().collect::<Vec<_>>(), order);
+            let found = targets(&home, None).unwrap();
+            assert_eq!(found.contacts.iter().collect::<Vec<_>>(), order);
+            // A whole id that nobody here knows is asked for; a part of one is not.
+            let stranger = contact(3, 1).node.to_string();
+            let beyond = targets(&home, Some(&stranger)).unwrap();
+            assert_eq!(beyond.beyond, Some(contact(3, 1).node));
+            assert_eq!(beyond.contacts, found.contacts);
+            assert!(targets(&home, Some(&stranger[..8])).is_err());
         }
     }
 }

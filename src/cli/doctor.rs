@@ -1,5 +1,7 @@
 //! `meshwork doctor`: looks at everything that commonly goes wrong, and says how to repair it.
 
+mod network;
+
 use std::fmt::Display;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,6 +11,7 @@ use std::time::Duration;
 
 use meshwork_identity::{Grant, Resource, Revocations, Scope, VerifyContext};
 use meshwork_proto::ByteSize;
+use meshwork_proto::mesh::{Inspect, MeshStatus};
 use serde::Serialize;
 
 use super::Context;
@@ -20,7 +23,7 @@ use super::out::{Out, span};
 use super::up::MOCK_FIX;
 use crate::ambient::now;
 use crate::config::Config;
-use crate::home::{Home, HomeError, Who};
+use crate::home::{Home, HomeError, RunFile, Who};
 use crate::node::agent_config;
 
 /// Tokens that end sooner than this are worth a word.
@@ -127,6 +130,7 @@ async fn examine(cx: &Context) -> Vec<Finding> {
     if cx.home.has_mesh() {
         tell(secrets(&cx.home));
         tell(mesh(cx).await);
+        tell(this_node(cx).await);
     } else {
         tell(vec![Finding::warning(
             "mesh",
@@ -134,6 +138,7 @@ async fn examine(cx: &Context) -> Vec<Finding> {
             "meshwork up, or meshwork join TICKET",
         )]);
     }
+    tell(vec![network::mtu()]);
     tell(containers(&cx.home).await);
     tell(vec![disk(&cx.home).await, gpus(&cx.home).await]);
     findings
@@ -291,6 +296,45 @@ async fn mesh(cx: &Context) -> Vec<Finding> {
     }
     client.close().await;
     found
+}
+
+/// What the node that runs here says of itself.
+async fn ask(cx: &Context, run: &RunFile) -> Option<MeshStatus> {
+    let here = Context {
+        home: cx.home.clone(),
+        out: cx.out,
+        server: Some(run.node.to_string()),
+    };
+    let client = Client::connect(&here).await.ok()?;
+    let status = client.call::<Inspect>(&()).await.ok();
+    let user = client.user.node_id();
+    client.close().await;
+    status.map(|mut status| {
+        // This very question came over a connection, too.
+        status.peers.retain(|peer| peer.node != user);
+        status
+    })
+}
+
+/// How the node that runs here stands with the network.
+async fn this_node(cx: &Context) -> Vec<Finding> {
+    let home = &cx.home;
+    let asked = match (home.running(), home.key_path(Who::User).exists()) {
+        (Ok(Some(run)), true) => ask(cx, &run).await,
+        _ => None,
+    };
+    // Without a user there is still what the node wrote down some seconds ago.
+    let Some(status) = asked.or_else(|| home.status()) else {
+        return Vec::new();
+    };
+    // A file that does not parse is found elsewhere.
+    let config: Config = home
+        .read_toml("config.toml")
+        .ok()
+        .flatten()
+        .unwrap_or_default();
+    let contacts = home.contacts().map_or(0, |known| known.contact.len());
+    network::findings(&status, &config, contacts)
 }
 
 async fn containers(home: &Home) -> Vec<Finding> {

@@ -34,7 +34,7 @@ pub(super) const CLOCK_TOLERANCE: Duration = meshwork_identity::CLOCK_TOLERANCE;
 
 #[derive(Debug, Args)]
 pub(super) struct InviteArgs {
-    /// What the joiner is to be: agent, manager or user
+    /// What the joiner is to be: agent, manager, relay or user
     #[arg(long, value_parser = invited_role, default_value = "agent")]
     role: String,
     /// How long the ticket may be used
@@ -62,7 +62,9 @@ fn invited_role(text: &str) -> Result<String, String> {
         .split(',')
         .find(|part| *part != "user" && role(part).is_err())
     {
-        Some(part) => Err(format!("`{part}` is no role: use agent, manager or user")),
+        Some(part) => Err(format!(
+            "`{part}` is no role: use agent, manager, relay or user"
+        )),
         None => Ok(text.to_owned()),
     }
 }
@@ -133,10 +135,13 @@ pub(super) fn join(cx: &Context, args: &JoinArgs) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let joined = runtime.block_on(redeem(cx, who, &ticket, &name))?;
+    // A node that starts now tells its path itself.
+    let starts = who == Who::Node && !args.no_up;
+    let tells = starts && !args.node.detach;
+    let joined = runtime.block_on(redeem(cx, who, &ticket, &name, !tells))?;
     drop(runtime);
     store(cx, who, &ticket, &joined, name)?;
-    if who == Who::Node && !args.no_up {
+    if starts {
         return up::serve(cx, &args.node, began);
     }
     report_joined(cx, who, &ticket, &joined)
@@ -182,7 +187,13 @@ fn check_free(cx: &Context, who: Who, ticket: &Ticket) -> Result<(), CliError> {
 
 /// Shows the ticket to the node that made it. Whoever asks again with the same key is admitted
 /// again: an interrupted join can be repeated.
-async fn redeem(cx: &Context, who: Who, ticket: &Ticket, name: &str) -> Result<Joined, CliError> {
+async fn redeem(
+    cx: &Context,
+    who: Who,
+    ticket: &Ticket,
+    name: &str,
+    tell_path: bool,
+) -> Result<Joined, CliError> {
     let identity = cx.home.identity_or_new(who, &random())?;
     // A node keeps the revocations that it is told now; a person meets nobody but its server.
     let state: Arc<dyn StateStore> = match who {
@@ -207,25 +218,28 @@ async fn redeem(cx: &Context, who: Who, ticket: &Ticket, name: &str) -> Result<J
             ticket.fingerprint(),
             span(began.elapsed())
         ));
-        report_path(cx, &mesh, ticket.issuer).await;
+        if tell_path {
+            report_path(cx, &mesh, ticket.issuer);
+        }
+        report_clock(cx, &mesh, ticket.issuer).await;
     }
     mesh.shutdown(GOODBYE).await;
     Ok(joined?)
 }
 
-async fn report_path(cx: &Context, mesh: &Mesh, issuer: NodeId) {
+fn report_path(cx: &Context, mesh: &Mesh, issuer: NodeId) {
     if let Some(peer) = mesh.peers().into_iter().find(|peer| peer.node == issuer) {
-        let ms = peer.rtt.as_micros() / 1000;
-        cx.out.ok(format_args!(
-            "path {} udp {}, {ms} ms",
-            peer.path,
-            super::out::address(peer.address)
-        ));
+        cx.out.ok(up::path_line(&peer));
     }
+}
+
+async fn report_clock(cx: &Context, mesh: &Mesh, issuer: NodeId) {
     match clock_offset(mesh, issuer).await {
-        Ok(offset) if offset.within(CLOCK_TOLERANCE) => cx.out.ok(format_args!("clock {offset}")),
+        Ok(offset) if offset.within(CLOCK_TOLERANCE) => {
+            cx.out.ok(format_args!("clock     {offset}"));
+        }
         Ok(offset) => cx.out.warn(format_args!(
-            "clock {offset}: signed things fail beyond {} s; set this machine's clock",
+            "clock     {offset}: signed things fail beyond {} s; set this machine's clock",
             CLOCK_TOLERANCE.as_secs()
         )),
         Err(error) => tracing::debug!(%error, "no clock offset"),

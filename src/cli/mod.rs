@@ -13,8 +13,10 @@ mod down;
 mod error;
 mod init;
 mod join;
+mod mesh;
 mod node;
 mod out;
+mod peer;
 mod run;
 mod session;
 mod status;
@@ -99,6 +101,12 @@ enum Command {
     /// Look at the nodes of the mesh
     #[command(subcommand, arg_required_else_help = true)]
     Node(node::NodeCommand),
+    /// Look at the connections of a node
+    #[command(subcommand, arg_required_else_help = true)]
+    Peer(peer::PeerCommand),
+    /// The mesh as a whole: who sees whom, and its pre-shared key
+    #[command(subcommand, arg_required_else_help = true)]
+    Mesh(mesh::MeshCommand),
     /// Run a container on a node that fits
     Run(run::RunArgs),
     /// List sessions
@@ -220,6 +228,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Node(command) => {
             client::with(&context, async |c| node::node(c, command).await).map(|()| done)
         }
+        Command::Peer(command) => {
+            client::with(&context, async |c| peer::peer(c, command).await).map(|()| done)
+        }
+        Command::Mesh(command) => mesh::mesh(&context, command).map(|()| done),
         Command::Run(args) => client::with(&context, async |c| run::run(c, args).await),
         Command::Ps(args) => {
             client::with(&context, async |c| session::ps(c, args).await).map(|()| done)
@@ -249,7 +261,12 @@ fn data_folder(given: Option<PathBuf>) -> Result<PathBuf, CliError> {
 /// own story.
 fn start_log(story: bool) {
     use tracing_subscriber::EnvFilter;
-    let default = if story { "info" } else { "warn" };
+    // An address of a family that this machine has no way out for is no news: others are tried.
+    let default = if story {
+        "info,quinn_udp=error"
+    } else {
+        "warn,quinn_udp=error"
+    };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

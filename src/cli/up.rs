@@ -12,10 +12,12 @@ use clap::Args;
 use meshwork_agent::hardware;
 use meshwork_proto::ByteSize;
 use meshwork_proto::announcement::{Gpu, Role};
+use meshwork_proto::mesh::PeerView;
+use meshwork_proto::path::NatClass;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::{CliError, Code};
-use super::out::span;
+use super::out::{address, span};
 use super::{Context, init};
 use crate::config::{Config, node_name, role};
 use crate::home::{Home, HomeError, RunFile, Who};
@@ -48,7 +50,7 @@ pub(super) struct NodeArgs {
     /// UDP socket [default: of config.toml, else port 4460 on every address]
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<SocketAddr>,
-    /// What the node does: agent, manager (repeat for several) [default: of config.toml, else what it joined as]
+    /// What the node does: agent, manager, relay (repeat for several) [default: of config.toml, else what it joined as]
     #[arg(long = "role", value_parser = role, value_name = "ROLE")]
     roles: Vec<Role>,
     /// Name of the node [default: of config.toml, else the host's name]
@@ -182,6 +184,12 @@ fn tell(cx: &Context, began: Instant) -> OnStep {
             let ports: Vec<String> = addresses.iter().map(|a| format!("udp {a}")).collect();
             out.ok(format_args!("listening {}", ports.join(", ")));
         }
+        Step::Metrics(address) => out.ok(format_args!("metrics   http://{address}/metrics")),
+        Step::Path(peer) => out.ok(path_line(&peer)),
+        Step::Nat(class, seen) => {
+            let seen = seen.map_or_else(String::new, |at| format!(", seen as {}", address(at)));
+            out.ok(format_args!("nat       {class}{seen}: {}", in_words(class)));
+        }
         Step::Agent { backend, gpus } => {
             for gpu in &gpus {
                 out.ok(gpu_line(gpu));
@@ -210,6 +218,33 @@ fn tell(cx: &Context, began: Instant) -> OnStep {
             }
         }
     })
+}
+
+/// `path direct udp 1.2.3.4:4460, 23 ms`.
+pub(super) fn path_line(peer: &PeerView) -> String {
+    let ms = peer.rtt.as_micros() / 1000;
+    if peer.path.starts_with("relay") {
+        return format!("path      {}, {ms} ms", super::out::clean(&peer.path));
+    }
+    format!(
+        "path      {} udp {}, {ms} ms",
+        peer.path,
+        address(peer.address)
+    )
+}
+
+/// What a kind of NAT means for whoever wants to reach the machine.
+pub(super) fn in_words(class: NatClass) -> &'static str {
+    match class {
+        NatClass::Open => "others reach this machine directly",
+        NatClass::Cone => {
+            "others reach it directly once both sides knock, through a relay until then"
+        }
+        NatClass::Symmetric => {
+            "machines that are open reach it directly, all others through a relay"
+        }
+        NatClass::Unknown => "too few peers have told how they see this machine",
+    }
 }
 
 fn gpu_line(gpu: &Gpu) -> String {
@@ -297,6 +332,8 @@ impl From<NodeError> for CliError {
         match error {
             NodeError::Home(error) => error.into(),
             NodeError::Mesh(error) => error.into(),
+            NodeError::Metrics { .. } => Self::new(Code::START, error)
+                .fix("another program may use the port: name another one in config.toml"),
             NodeError::State { .. } | NodeError::Manager(_) => {
                 Self::new(Code::START, super::error::chain(&error))
             }

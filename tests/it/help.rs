@@ -15,6 +15,11 @@ fn help_of_every_command() {
         &["node"],
         &["node", "ls"],
         &["node", "show"],
+        &["peer"],
+        &["peer", "ls"],
+        &["mesh"],
+        &["mesh", "map"],
+        &["mesh", "rotate-psk"],
         &["run"],
         &["ps"],
         &["logs"],
@@ -55,8 +60,8 @@ fn every_command_of_the_help_is_in_the_golden_list() {
     assert_eq!(
         names,
         [
-            "init", "up", "down", "invite", "join", "node", "run", "ps", "logs", "exec", "stop",
-            "rm", "status", "doctor", "whoami", "token", "demo", "help"
+            "init", "up", "down", "invite", "join", "node", "peer", "mesh", "run", "ps", "logs",
+            "exec", "stop", "rm", "status", "doctor", "whoami", "token", "demo", "help"
         ]
     );
 }

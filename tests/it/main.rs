@@ -5,4 +5,5 @@ mod demo;
 mod help;
 mod local;
 mod mesh;
+mod sight;
 mod support;
