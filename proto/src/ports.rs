@@ -29,6 +29,11 @@ pub trait Directory: Send + Sync + 'static {
     fn nodes(&self) -> Vec<Known>;
     /// Those of them that satisfy `query`, by node id.
     fn find(&self, query: &Query) -> Vec<Known>;
+    /// Nodes that satisfy `query` and are believed dead, by node id: for who shows what is missing.
+    /// Their announcements hold still.
+    fn lost(&self, _query: &Query) -> Vec<Known> {
+        Vec::new()
+    }
     /// The nodes with this role among [`Directory::nodes`], by node id, each with the version of what
     /// it says. For who asks often: a directory that need not read what all the nodes say for it
     /// answers faster.

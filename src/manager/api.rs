@@ -120,12 +120,20 @@ async fn nodes(
     request: ListNodes,
 ) -> Result<Vec<NodeView>, RpcError> {
     let query = parse_query(request.query.as_deref())?;
-    let mut views: Vec<_> = core
-        .directory
-        .find(&query)
-        .iter()
-        .map(|k| node_view(&core, k))
-        .collect();
+    let living = core.directory.find(&query);
+    let mut views: Vec<_> = living.iter().map(|k| node_view(&core, k)).collect();
+    views.extend(core.directory.lost(&query).iter().map(|known| {
+        let view = node_view(&core, known);
+        match view.state {
+            // Its heartbeats count for more than what others miss.
+            NodeState::Ready => view,
+            _ => NodeView {
+                state: NodeState::Lost,
+                capacity: None,
+                ..view
+            },
+        }
+    }));
     views.sort_by(|a, b| (&a.announcement.name, a.node).cmp(&(&b.announcement.name, b.node)));
     Ok(views)
 }

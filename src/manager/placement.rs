@@ -134,6 +134,8 @@ impl Core {
             records.entry(record.facts.node).or_default().push(record);
         }
         let filtered = agents.saturating_sub(matching.len());
+        // Whoever finds no place is told of those that are not heard, too.
+        matching.extend(self.directory.lost(&query).into_iter().filter(is_agent));
         let bans: Vec<Option<Ban>> = matching
             .iter()
             .map(|known| self.ban(known, ordered, grant, refused))

@@ -404,6 +404,11 @@ impl Directory for Mesh {
             .0
     }
 
+    fn lost(&self, query: &Query) -> Vec<Known> {
+        let view = View::of(self.0.asker());
+        self.0.gossip.facts().store().find_dead(query, &view)
+    }
+
     fn with_role(&self, role: Role) -> Vec<(NodeId, u64)> {
         self.0.gossip.facts().store().with_role(role)
     }

@@ -34,6 +34,15 @@ impl AnnouncementStore {
         (self.first(&hits, total, limit), total)
     }
 
+    /// Nodes believed dead that satisfy `query` and that `view` shows, by node id.
+    pub fn find_dead(&self, query: &Query, view: &View) -> Vec<Known> {
+        self.holding()
+            .filter(|(_, held)| held.dead)
+            .map(|(node, held)| (*node, self.body(node, held)))
+            .filter(|(node, body)| query.matches(node, body) && view.shows(body))
+            .collect()
+    }
+
     /// Every node with this role that is held and not believed dead, by node id, with its latest
     /// version. Decodes no announcement.
     pub fn with_role(&self, role: Role) -> Vec<(NodeId, u64)> {
