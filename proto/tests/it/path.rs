@@ -229,6 +229,25 @@ fn a_broken_way_is_left_for_a_relay_within_a_second() {
 }
 
 #[test]
+fn a_relay_that_falls_silent_is_left_for_one_that_answers_within_a_second() {
+    for flow in [Flow::Both, Flow::Download] {
+        let mut world = World::connected(via(1), &[(via(1), 40), (via(2), 60), (via(3), 60)]);
+        world.tell(Event::RelayUp(relay(2)));
+        world.tell(Event::RelayUp(relay(3)));
+        world.flow = flow;
+        world.run(ms(3_000));
+        assert_eq!(world.machine.chosen(), Some(via(1)), "{flow:?}");
+
+        // Nobody says that it is down, and one of the others has gone with it.
+        world.alive.remove(&via(1));
+        world.alive.remove(&via(3));
+        world.run(ms(1_000));
+        assert_eq!(world.machine.chosen(), Some(via(2)), "{flow:?}");
+        assert!(world.machine.is_sound(), "{flow:?}");
+    }
+}
+
+#[test]
 fn one_way_traffic_costs_pings_and_no_change() {
     let mut world = World::connected(direct(1), &[(direct(1), 20), (via(1), 60)]);
     world.tell(Event::RelayUp(relay(1)));
