@@ -131,7 +131,8 @@ pub struct SlowSpec {
     /// How late each input is handled, in order.
     #[serde(deserialize_with = "value::duration_range")]
     pub delay: RangeInclusive<Duration>,
-    /// Mean time between stalls; none without.
+    /// Mean time between stalls; none without. Between two lies at least the longest stall, as
+    /// two in a row would be one of twice the length.
     #[serde(default, deserialize_with = "value::maybe_duration")]
     pub stall_every: Option<Duration>,
     /// Length of a stall, in which nothing is handled. Default: 2 to 5 s.

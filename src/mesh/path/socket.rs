@@ -15,6 +15,7 @@ use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
 use super::Paths;
+use super::keys::KeyId;
 use super::label::{canonical, destination_id, is_virtual, mapped, source_id};
 use super::remote::Remote;
 use super::stats::Counters;
@@ -270,7 +271,8 @@ impl Paths {
         }
     }
 
-    /// Probes of peers are not for quinn: what follows them in the buffer moves up.
+    /// Probes are not for quinn: what follows them in the buffer moves up. One under a key that we do
+    /// not have is mostly a peer's whose connection has just ended; it does not count as a stranger's.
     fn take_probes_out(
         &self,
         table: &Table,
@@ -283,8 +285,12 @@ impl Paths {
         let (mut read, mut write) = (0, 0);
         while read < meta.len {
             let end = (read + stride).min(meta.len);
-            if let Some(probe) = self.known_probe(table, &buf[read..end]) {
-                after.push(After::Probe(route, probe));
+            if let Some((key, probe)) = as_probe(&buf[read..end]) {
+                if table.keys.contains_key(&key) {
+                    after.push(After::Probe(route, probe));
+                } else {
+                    Counters::add(&self.counters.unknown_probes);
+                }
             } else {
                 if read != write {
                     buf.copy_within(read..end, write);
@@ -295,21 +301,15 @@ impl Paths {
         }
         meta.len = write;
     }
+}
 
-    /// The datagram, if it is a probe under a key of ours. Others are left to the screen, which counts
-    /// what strangers send.
-    fn known_probe(&self, table: &Table, datagram: &[u8]) -> Option<[u8; PROBE_LEN]> {
-        if !Probe::looks_like_one(datagram) {
-            return None;
-        }
-        let (probe, _) = Probe::decode(datagram)?;
-        if table.keys.contains_key(&probe.key) {
-            datagram.try_into().ok()
-        } else {
-            Counters::add(&self.counters.unknown_probes);
-            None
-        }
+/// The datagram and the id of its key, if it is a probe.
+fn as_probe(datagram: &[u8]) -> Option<(KeyId, [u8; PROBE_LEN])> {
+    if !Probe::looks_like_one(datagram) {
+        return None;
     }
+    let (probe, _) = Probe::decode(datagram)?;
+    Some((probe.key, datagram.try_into().ok()?))
 }
 
 impl Table {
