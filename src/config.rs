@@ -75,6 +75,10 @@ pub(crate) struct RelaySection {
     /// Bytes that one peer may send at once after a pause. Default 2MiB.
     #[serde(deserialize_with = "size")]
     pub burst: ByteSize,
+    /// Bytes a second that all peers together may send through it; when they want more, each gets an
+    /// equal share. Default 32MiB.
+    #[serde(deserialize_with = "size")]
+    pub total_rate: ByteSize,
 }
 
 /// Whether a node relays.
@@ -97,6 +101,7 @@ impl Default for RelaySection {
             serve: Serve::Auto,
             rate: ByteSize(relay.rate),
             burst: ByteSize(relay.burst),
+            total_rate: ByteSize(relay.total_rate),
         }
     }
 }
@@ -110,6 +115,7 @@ impl Config {
             always,
             rate: self.relay.rate.0,
             burst: self.relay.burst.0,
+            total_rate: self.relay.total_rate.0,
         })
     }
 
@@ -306,6 +312,8 @@ mod tests {
             .unwrap()
             .rate;
         assert_eq!(rate, 1 << 20);
+        let total = parse("[relay]\ntotal_rate = \"100MiB\"").relaying(&agent);
+        assert_eq!(total.unwrap().total_rate, 100 << 20);
     }
 
     #[tokio::test]

@@ -20,6 +20,8 @@
 //! in `select!`, and never iterate over hashed maps.
 
 mod entropy;
+pub mod facts;
+pub mod heap;
 pub mod nat;
 mod net;
 pub mod report;

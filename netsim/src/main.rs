@@ -1,5 +1,7 @@
 //! `meshwork-netsim`: runs scenarios against the mesh, and finds new ones that break it.
 
+mod progress;
+
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -7,10 +9,15 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
+use meshwork_netsim::heap::Counting;
 use meshwork_netsim::report::{self, Report};
 use meshwork_netsim::run::{self, Plan};
 use meshwork_netsim::scenario::{Scenario, ScenarioError};
 use meshwork_netsim::search;
+use progress::Progress;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// Simulates the mesh, deterministically: the same seed gives the same events.
 #[derive(Debug, Parser)]
@@ -54,8 +61,8 @@ struct RunArgs {
     scenario: String,
     #[command(flatten)]
     seeds: SeedArgs,
-    /// Writes everything that happens to this file; one seed only
-    #[arg(long)]
+    /// Writes everything that happens with the first seed to this file, and runs no other
+    #[arg(long, conflicts_with_all = ["minutes", "check_twice"])]
     trace: Option<PathBuf>,
 }
 
@@ -70,6 +77,9 @@ struct SeedArgs {
     /// Threads
     #[arg(long, default_value_t = 2)]
     jobs: usize,
+    /// Begins no more seeds of a scenario after so many minutes; the table says how many ran
+    #[arg(long)]
+    minutes: Option<u64>,
     /// Runs every seed twice and compares all that happened
     #[arg(long)]
     check_twice: bool,
@@ -128,29 +138,28 @@ fn run_all(scenarios: &[Scenario], args: &SeedArgs) -> Result<bool, ScenarioErro
         first_seed: args.first_seed,
         seeds: args.seeds,
         jobs: args.jobs,
+        budget: args
+            .minutes
+            .map(|minutes| Duration::from_secs(minutes * 60)),
         check_twice: args.check_twice,
     };
-    let mut rows = Vec::new();
-    let mut failures = Vec::new();
+    let (mut rows, mut failures, mut left) = (Vec::new(), Vec::new(), Vec::new());
     for scenario in scenarios {
         let scenario = &scaled(scenario, args.ci)?;
-        let start = Instant::now();
-        let results = run::run(scenario, &plan, &|_, _| {})?;
-        let events: u64 = results.runs.iter().map(|(_, run)| run.events).sum();
+        let progress = Progress::new(scenario, plan.seeds.unwrap_or(scenario.seeds));
+        let results = run::run(scenario, &plan, &|_, outcome| progress.ran(outcome))?;
         let report = Report::new(scenario, &results, args.ci);
-        let verdict = if report.holds() { "holds" } else { "FAILED" };
-        eprintln!(
-            "{}: {verdict}, {} seeds in {:.1} s, {events} events",
-            scenario.name,
-            results.runs.len(),
-            start.elapsed().as_secs_f64()
-        );
+        progress.ends(&results, if report.holds() { "holds" } else { "FAILED" });
+        left.extend(report::go_on(scenario, &results, args.ci));
         rows.extend(report.rows);
         failures.extend(report.failures);
     }
     say(report::table(&rows).trim_end());
     for failure in &failures {
         say(&format!("\n{failure}"));
+    }
+    for left in &left {
+        say(&format!("\n{left}"));
     }
     Ok(failures.is_empty())
 }
@@ -176,7 +185,7 @@ fn trace(scenarios: &[Scenario], args: &SeedArgs, path: &Path) -> Result<bool, S
             path.display()
         ));
         let runs = vec![(args.first_seed, outcome)];
-        let report = Report::new(scenario, &run::Results { runs }, args.ci);
+        let report = Report::new(scenario, &run::Results { runs, asked: 1 }, args.ci);
         say(report::table(&report.rows).trim_end());
         report.failures.iter().for_each(|failure| say(failure));
         all_hold &= report.holds();

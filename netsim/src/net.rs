@@ -5,6 +5,7 @@ mod inbox;
 mod outage;
 mod topology;
 mod wire;
+mod wires;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,7 +37,7 @@ use crate::{
 };
 use inbox::Inbox;
 use topology::{Gateway, Kind, Reached, Topology};
-use wire::WireState;
+use wires::{Trip, Wires};
 
 /// Datagrams that may be on the way to all gateways together; more are lost.
 const MAX_IN_TRANSIT: usize = 65_536;
@@ -88,6 +89,7 @@ struct Shared {
 
 struct State {
     start: Instant,
+    seed: u64,
     rng: StdRng,
     hook: Option<Hook>,
     topology: Topology,
@@ -109,26 +111,6 @@ struct State {
     journal: Option<Vec<String>>,
 }
 
-/// All wires: a way leads over the uplink of its sender, a wire between the two, and the downlink of
-/// the receiver.
-struct Wires {
-    between_all: Wire,
-    /// Within a network that is not the internet.
-    local: Wire,
-    between: BTreeMap<(HostId, HostId), Wire>,
-    up: BTreeMap<HostId, Wire>,
-    down: BTreeMap<HostId, Wire>,
-    states: BTreeMap<Segment, WireState>,
-}
-
-/// Names a wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Segment {
-    Up(HostId),
-    Between(Option<HostId>, Option<HostId>),
-    Down(HostId),
-}
-
 /// On the way to the outside of a gateway.
 struct Transit {
     gateway: GatewayId,
@@ -141,6 +123,7 @@ impl Net {
     pub(crate) fn new(seed: u64, wire: Wire) -> Self {
         let state = State {
             start: Instant::now(),
+            seed,
             rng: StdRng::seed_from_u64(seed),
             hook: None,
             topology: Topology::new(),
@@ -201,7 +184,7 @@ impl Net {
     pub fn nat(&self, inside: Lan, outside: Lan, external: IpAddr, model: NatModel) -> GatewayId {
         let mut state = self.state();
         // Not drawn from the network's chance: a NAT more must not change the losses of others.
-        let seed = 0x4e41_5400 + state.topology.gateways.len() as u64;
+        let seed = nat_seed(state.seed, state.topology.gateways.len());
         state.topology.add_gateway(Gateway {
             inside,
             outside,
@@ -344,7 +327,8 @@ impl Net {
         self.state().sent
     }
 
-    /// SHA-256 over (virtual time, from, to, size) of all datagrams sent so far.
+    /// SHA-256 over (virtual time, from, to, size, content) of all datagrams sent so far, and over
+    /// all that was [`noted`](Net::note).
     pub fn trace_hash(&self) -> [u8; 32] {
         self.state().trace.clone().finalize().into()
     }
@@ -364,10 +348,12 @@ impl Net {
             .unwrap_or_default()
     }
 
-    /// Adds a line to the journal, if one is kept.
+    /// Adds a line to the trace, and to the journal if one is kept.
     pub fn note(&self, what: &str) {
         let mut state = self.state();
         let at = state.start.elapsed();
+        state.trace.update(at.as_nanos().to_be_bytes());
+        state.trace.update(what);
         if let Some(journal) = &mut state.journal {
             journal.push(format!("{:.6} {what}", at.as_secs_f64()));
         }
@@ -463,7 +449,7 @@ impl State {
             return;
         };
         let from = SocketAddr::new(ip, port);
-        self.record(from, to, payload.len());
+        self.record(from, to, &payload);
         let index = self.sent;
         self.sent += 1;
         let deliveries = match self.hook.as_mut() {
@@ -491,11 +477,13 @@ impl State {
     }
 
     /// Adds a datagram to the trace.
-    fn record(&mut self, from: SocketAddr, to: SocketAddr, size: usize) {
+    fn record(&mut self, from: SocketAddr, to: SocketAddr, payload: &[u8]) {
         let at = self.start.elapsed();
-        let what = format!(" {from} {to} {size}\n");
+        let what = format!(" {from} {to} {}\n", payload.len());
         self.trace.update(at.as_nanos().to_be_bytes());
         self.trace.update(&what);
+        // Chance that comes from the machine shows here first, in keys and connection ids.
+        self.trace.update(payload);
         if let Some(journal) = &mut self.journal {
             journal.push(format!("{:.6}{}", at.as_secs_f64(), what.trim_end()));
         }
@@ -600,67 +588,14 @@ impl State {
     }
 }
 
-/// What a wire needs to know of a datagram.
-#[derive(Clone, Copy)]
-struct Trip {
-    sender: Option<HostId>,
-    receiver: Option<HostId>,
-    local: bool,
-    size: usize,
-    v6: bool,
-}
-
-impl Wires {
-    fn new(between_all: Wire) -> Self {
-        Self {
-            between_all,
-            local: Wire::cable(),
-            between: BTreeMap::new(),
-            up: BTreeMap::new(),
-            down: BTreeMap::new(),
-            states: BTreeMap::new(),
-        }
-    }
-
-    /// After which delays a datagram arrives, once or twice; `None`: it is lost.
-    fn pass(
-        &mut self,
-        rng: &mut StdRng,
-        now: Instant,
-        trip: Trip,
-    ) -> Option<impl Iterator<Item = Duration> + use<>> {
-        let Trip {
-            sender,
-            receiver,
-            local,
-            size,
-            v6,
-        } = trip;
-        let pair = sender.zip(receiver);
-        let common = if local {
-            &self.local
-        } else {
-            &self.between_all
-        };
-        let between = pair
-            .and_then(|pair| self.between.get(&pair))
-            .unwrap_or(common);
-        let up = sender.and_then(|host| Some((Segment::Up(host), self.up.get(&host)?)));
-        let down = receiver.and_then(|host| Some((Segment::Down(host), self.down.get(&host)?)));
-        let middle = (Segment::Between(sender, receiver), between);
-        let segments = [up, Some(middle), down];
-        let mut delay = Duration::ZERO;
-        let mut twin: Option<Duration> = None;
-        for (segment, wire) in segments.into_iter().flatten() {
-            let state = self.states.entry(segment).or_default();
-            // It reaches the next wire when it has passed this one; queues are kept by then.
-            let passage = wire.pass(state, rng, now + delay, size, v6)?;
-            let later = twin.map(|twin| twin + passage.delay);
-            twin = later.or_else(|| passage.twin.map(|twin| delay + twin));
-            delay += passage.delay;
-        }
-        Some([Some(delay), twin].into_iter().flatten())
-    }
+/// Chance of one translator, from the network's seed.
+fn nat_seed(seed: u64, index: usize) -> u64 {
+    let mut hash = Sha256::new();
+    hash.update(b"nat");
+    hash.update(seed.to_be_bytes());
+    hash.update((index as u64).to_be_bytes());
+    let hash = hash.finalize();
+    u64::from_be_bytes(std::array::from_fn(|at| hash[at]))
 }
 
 impl fmt::Debug for Net {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::run::Results;
-use crate::scenario::{Bar, Relation, Scenario, Statistic, Unit};
+use crate::scenario::{Bar, Outcome, Relation, Scenario, Statistic, Unit};
 
 /// The verdict on one scenario.
 #[derive(Debug)]
@@ -19,8 +19,8 @@ pub struct Report {
 pub struct Row {
     /// The scenario.
     pub scenario: String,
-    /// Seeds that ran.
-    pub seeds: usize,
+    /// Seeds that ran, and of how many where that is not all.
+    pub seeds: String,
     /// What was measured.
     pub check: String,
     /// The bar; empty for values that are only shown.
@@ -61,7 +61,7 @@ impl Report {
         let broken: Vec<_> = broken.collect();
         for (seed, run) in broken.iter().take(MAX_TOLD) {
             for what in run.broken.iter().take(MAX_TOLD) {
-                let again = replay(scenario, *seed, is_ci);
+                let again = noted(run, replay(scenario, *seed, is_ci));
                 let name = &scenario.name;
                 self.failures
                     .push(format!("{name}, seed {seed}: {what}\n    {again}"));
@@ -71,7 +71,7 @@ impl Report {
         let share = format!("{failed} of {}", results.runs.len());
         self.rows.push(Row {
             scenario: scenario.name.clone(),
-            seeds: results.runs.len(),
+            seeds: seeds(results),
             check: "invariants".to_owned(),
             bar: "none broken".to_owned(),
             values: [String::new(), String::new(), share],
@@ -95,6 +95,11 @@ impl Report {
                 format!("is {}", bar.unit.show(value))
             });
             let again = replay(scenario, worst_seed.unwrap_or(1), is_ci);
+            let worst = results
+                .runs
+                .iter()
+                .find(|(seed, _)| Some(*seed) == worst_seed);
+            let again = worst.map_or(again.clone(), |(_, run)| noted(run, again));
             let (scenario, statistic) = (&scenario.name, bar.statistic);
             self.failures.push(format!(
                 "{scenario}: {name} must have {bar}, but its {statistic} {was}; worst with seed {}\n    {again}",
@@ -103,7 +108,7 @@ impl Report {
         }
         self.rows.push(Row {
             scenario: scenario.name.clone(),
-            seeds: results.runs.len(),
+            seeds: seeds(results),
             check: name.to_owned(),
             bar: bar.to_string(),
             values: shown(&values, bar.unit, bar.relation),
@@ -127,7 +132,7 @@ impl Report {
             let (values, _) = gather(results, name, Relation::AtMost);
             self.rows.push(Row {
                 scenario: scenario.name.clone(),
-                seeds: results.runs.len(),
+                seeds: seeds(results),
                 check: name.to_owned(),
                 bar: String::new(),
                 values: shown(&values, usual_unit(name), Relation::AtMost),
@@ -147,7 +152,7 @@ pub fn table(rows: &[Row]) -> String {
         let [median, p99, worst] = row.values.clone();
         lines.push([
             row.scenario.clone(),
-            row.seeds.to_string(),
+            row.seeds.clone(),
             row.check.clone(),
             row.bar.clone(),
             median,
@@ -181,6 +186,34 @@ pub fn replay(scenario: &Scenario, seed: u64, is_ci: bool) -> String {
     )
 }
 
+/// How to see it again, after what the run had to say about itself.
+fn noted(run: &Outcome, again: String) -> String {
+    if run.note.is_empty() {
+        again
+    } else {
+        format!("{}\n    {again}", run.note)
+    }
+}
+
+/// For a scenario whose time was up before its seeds were: the command that goes on.
+pub fn go_on(scenario: &Scenario, results: &Results, is_ci: bool) -> Option<String> {
+    let (next, left) = results.left()?;
+    let ci = if is_ci { " --ci" } else { "" };
+    let (name, path) = (&scenario.name, scenario.path.display());
+    let (ran, asked) = (results.runs.len(), results.asked);
+    Some(format!(
+        "{name}: the time was up after {ran} of {asked} seeds; go on with\n    cargo run --release -p meshwork-netsim -- run {path} --first-seed {next} --seeds {left}{ci}"
+    ))
+}
+
+fn seeds(results: &Results) -> String {
+    let ran = results.runs.len();
+    match results.left() {
+        Some(_) => format!("{ran} of {}", results.asked),
+        None => ran.to_string(),
+    }
+}
+
 /// All values of one name, and the seed of the worst.
 fn gather(results: &Results, name: &str, relation: Relation) -> (Vec<f64>, Option<u64>) {
     let mut all = Vec::new();
@@ -204,13 +237,9 @@ fn gather(results: &Results, name: &str, relation: Relation) -> (Vec<f64>, Optio
 }
 
 fn shown(values: &[f64], unit: Unit, relation: Relation) -> [String; 3] {
-    let p99 = match relation {
-        Relation::AtMost => 990,
-        Relation::AtLeast => 10,
-    };
     let statistics = [
         Statistic::PerMille(500),
-        Statistic::PerMille(p99),
+        Statistic::PerMille(990),
         Statistic::Worst,
     ];
     statistics.map(|statistic| {
@@ -223,8 +252,10 @@ fn shown(values: &[f64], unit: Unit, relation: Relation) -> [String; 3] {
 fn usual_unit(name: &str) -> Unit {
     match name {
         "bytes" | "bytes_worst" => Unit::Rate,
-        "peak_memory" => Unit::Bytes,
-        "known" | "suspected" | "suspected_by_all" | "declared" | "healed" | "wall" => Unit::Time,
+        "peak_memory" | "said" | "held" | "each" | "grown" => Unit::Bytes,
+        "known" | "suspected" | "suspected_by_all" | "declared" | "healed" | "wall" | "stall"
+        | "agreed" => Unit::Time,
+        name if name.ends_with(" time") => Unit::Time,
         _ => Unit::Count,
     }
 }

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::scenario::{Kind, Outcome, Scenario, ScenarioError};
 
@@ -18,6 +18,8 @@ pub struct Plan {
     pub seeds: Option<u64>,
     /// Threads, at least 1.
     pub jobs: usize,
+    /// No seed but the first begins later than this after the start, in wall time; none: all do.
+    pub budget: Option<Duration>,
     /// Runs every seed twice and compares.
     pub check_twice: bool,
 }
@@ -28,6 +30,7 @@ impl Default for Plan {
             first_seed: 1,
             seeds: None,
             jobs: 1,
+            budget: None,
             check_twice: false,
         }
     }
@@ -36,8 +39,19 @@ impl Default for Plan {
 /// What all seeds of one scenario measured.
 #[derive(Debug)]
 pub struct Results {
-    /// In the order of the seeds.
+    /// In the order of the seeds, which follow one another.
     pub runs: Vec<(u64, Outcome)>,
+    /// Seeds that were asked for; more than there are runs when the time was up.
+    pub asked: u64,
+}
+
+impl Results {
+    /// What was not run because the time was up: the next seed, and how many are left.
+    pub fn left(&self) -> Option<(u64, u64)> {
+        let left = self.asked.saturating_sub(self.runs.len() as u64);
+        let (last, _) = self.runs.last()?;
+        (left > 0).then(|| (last.wrapping_add(1), left))
+    }
 }
 
 /// Runs one scenario with the seeds of `plan`. `done` is called after each run, from any thread.
@@ -49,10 +63,15 @@ pub fn run(
     done: &(dyn Fn(u64, &Outcome) + Sync),
 ) -> Result<Results, ScenarioError> {
     let seeds = plan.seeds.unwrap_or(scenario.seeds).max(1);
+    let start = Instant::now();
+    let is_late = || plan.budget.is_some_and(|budget| start.elapsed() >= budget);
     let next = AtomicU64::new(0);
     let runs = Mutex::new(Vec::new());
     let work = || {
         loop {
+            if next.load(Ordering::Relaxed) > 0 && is_late() {
+                return Ok(());
+            }
             let n = next.fetch_add(1, Ordering::Relaxed);
             if n >= seeds {
                 return Ok(());
@@ -73,7 +92,7 @@ pub fn run(
     threads.into_iter().collect::<Result<(), _>>()?;
     let mut runs = runs.into_inner().unwrap_or_else(PoisonError::into_inner);
     runs.sort_unstable_by_key(|(seed, _)| *seed);
-    Ok(Results { runs })
+    Ok(Results { runs, asked: seeds })
 }
 
 fn run_checked(scenario: &Scenario, seed: u64, twice: bool) -> Result<Outcome, ScenarioError> {
@@ -86,7 +105,7 @@ fn run_checked(scenario: &Scenario, seed: u64, twice: bool) -> Result<Outcome, S
 
 /// Whether this build can run scenarios of this kind.
 pub fn is_built_in(kind: Kind) -> bool {
-    kind == Kind::Swarm || cfg!(feature = "world")
+    kind != Kind::World || cfg!(feature = "world")
 }
 
 /// Runs one scenario with one seed, and writes everything that happens to `trace`. A panic becomes
@@ -99,6 +118,7 @@ pub fn run_once(
     let start = Instant::now();
     let run = || match scenario.kind {
         Kind::Swarm => crate::swarm::run(scenario, seed, trace),
+        Kind::Facts => crate::facts::run(scenario, seed, trace),
         #[cfg(feature = "world")]
         Kind::World => crate::world::run(scenario, seed, trace),
         #[cfg(not(feature = "world"))]

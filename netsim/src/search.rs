@@ -39,9 +39,10 @@ pub fn search(
         }
         let draft = Draft::random(seed);
         tried += 1;
-        if let Some(problem) = draft.problem(seed) {
+        if let Some(problem) = draft.problem() {
             tell(&format!("seed {seed} fails: {problem}; shrinking"));
-            return Some(draft.shrunk(seed, &mut goes_on, tell).found(seed));
+            let small = draft.shrunk(&Draft::problem, &mut goes_on, tell);
+            return Some(small.found(seed));
         }
         if tried.is_multiple_of(20) {
             tell(&format!("{tried} random scenarios held"));
@@ -55,6 +56,8 @@ pub fn search(
 #[derive(Debug, Clone, PartialEq)]
 #[allow(clippy::struct_excessive_bools)]
 struct Draft {
+    /// With which it is run.
+    seed: u64,
     nodes: u32,
     /// Seconds until the quiet end.
     active: u32,
@@ -105,6 +108,7 @@ impl Draft {
         let active = 30 + draws.below(240);
         let low = 1 + draws.below(60);
         let mut draft = Self {
+            seed,
             nodes,
             active,
             cold: draws.below(3) == 0,
@@ -145,49 +149,59 @@ impl Draft {
         draft
     }
 
-    /// What breaks with this seed, if anything does.
-    fn problem(&self, seed: u64) -> Option<String> {
-        let text = self.text("search", seed);
+    /// What breaks, if anything does.
+    fn problem(&self) -> Option<String> {
+        let text = self.text("search", self.seed);
         let scenario = Scenario::parse(Path::new("search.toml"), &text);
-        let outcome = scenario.and_then(|scenario| run_once(&scenario, seed, None));
+        let outcome = scenario.and_then(|scenario| run_once(&scenario, self.seed, None));
         match outcome {
             Ok(outcome) => outcome.broken.into_iter().next(),
             Err(error) => Some(format!("the searcher wrote a file that is none: {error}")),
         }
     }
 
-    /// The smallest that was found to fail in the same way.
-    fn shrunk(mut self, seed: u64, goes_on: &mut dyn FnMut() -> bool, tell: &dyn Fn(&str)) -> Self {
-        let problem = self.problem(seed).as_deref().map(kind);
+    /// The smallest that was found to fail in the same way. `judge` says what breaks.
+    fn shrunk(
+        mut self,
+        judge: &dyn Fn(&Self) -> Option<String>,
+        goes_on: &mut dyn FnMut() -> bool,
+        tell: &dyn Fn(&str),
+    ) -> Self {
+        let problem = judge(&self).as_deref().map(kind);
         let mut tries = 0;
         'again: loop {
-            for smaller in self.smaller() {
-                tries += 1;
-                if tries > MAX_SHRINKS || (tries > MIN_SHRINKS && !goes_on()) {
-                    return self;
-                }
-                let same = smaller.problem(seed).as_deref().map(kind);
-                if same.is_some() && same == problem {
-                    let (nodes, steps) = (smaller.nodes, smaller.steps.len());
-                    tell(&format!("still fails with {nodes} nodes and {steps} steps"));
-                    self = smaller;
-                    continue 'again;
+            for mut smaller in self.smaller() {
+                // With fewer nodes the same draws mean something else: others may hit where they miss.
+                for seed in self.seed..self.seed.saturating_add(SEEDS_TRIED) {
+                    tries += 1;
+                    if tries > MAX_SHRINKS || (tries > MIN_SHRINKS && !goes_on()) {
+                        return self;
+                    }
+                    smaller.seed = seed;
+                    let same = judge(&smaller).as_deref().map(kind);
+                    if same.is_some() && same == problem {
+                        let (nodes, steps) = (smaller.nodes, smaller.steps.len());
+                        tell(&format!("still fails with {nodes} nodes and {steps} steps"));
+                        self = smaller;
+                        continue 'again;
+                    }
                 }
             }
             return self;
         }
     }
 
-    /// Each with one thing less; the largest cuts first.
+    /// Each with something less; the largest cuts first.
     fn smaller(&self) -> Vec<Self> {
         let mut all = Vec::new();
-        let mut with = |change: &dyn Fn(&mut Self)| {
-            let mut smaller = self.clone();
-            change(&mut smaller);
-            if smaller != *self {
-                all.push(smaller);
-            }
-        };
+        self.with_less_at_all(&mut all);
+        self.with_less_trouble(&mut all);
+        self.with_less_time(&mut all);
+        all
+    }
+
+    /// Fewer nodes, fewer faults: at first many less at once.
+    fn with_less_at_all(&self, all: &mut Vec<Self>) {
         for nodes in [
             3,
             5,
@@ -197,43 +211,69 @@ impl Draft {
             self.nodes - 1,
         ] {
             if (3..self.nodes).contains(&nodes) {
-                with(&|draft| draft.nodes = nodes);
+                self.with(all, |draft| draft.nodes = nodes);
             }
         }
-        for at in 0..self.steps.len() {
-            with(&|draft| {
-                draft.steps.remove(at);
-            });
+        let steps = self.steps.len();
+        for size in [steps / 2, steps / 4, 1] {
+            for from in (0..steps).step_by(size.max(1)) {
+                let to = (from + size).min(steps);
+                self.with(all, |draft| drop(draft.steps.drain(from..to)));
+            }
         }
-        with(&|draft| draft.liars.clear());
+        self.with(all, |draft| draft.liars.clear());
         for at in 0..self.liars.len() {
-            with(&|draft| {
+            self.with(all, |draft| {
                 draft.liars.remove(at);
             });
         }
-        with(&|draft| draft.slow = None);
-        with(&|draft| draft.bursts = false);
-        with(&|draft| draft.loss = 0);
-        with(&|draft| draft.reorder = false);
-        with(&|draft| draft.duplicate = false);
-        with(&|draft| draft.skew = 0);
-        let last = self.steps.iter().map(|fault| fault.at).max().unwrap_or(0);
-        with(&|draft| draft.active = draft.active.min(last + 5));
-        with(&|draft| {
-            for fault in &mut draft.steps {
-                fault.at /= 2;
-            }
-        });
-        all
     }
 
-    fn found(&self, seed: u64) -> Found {
-        let name = format!("found-{seed}");
+    /// Better links and clocks, and faults that concern fewer nodes or last shorter.
+    fn with_less_trouble(&self, all: &mut Vec<Self>) {
+        self.with(all, |draft| draft.slow = None);
+        self.with(all, |draft| draft.bursts = false);
+        self.with(all, |draft| draft.loss = 0);
+        self.with(all, |draft| draft.reorder = false);
+        self.with(all, |draft| draft.duplicate = false);
+        self.with(all, |draft| draft.skew = 0);
+        self.with(all, |draft| draft.cold = false);
+        self.with(all, |draft| draft.latency = (1, 1));
+        self.with(all, |draft| draft.latency.1 = draft.latency.0);
+        self.with(all, |draft| draft.loss /= 2);
+        for at in 0..self.steps.len() {
+            for what in self.steps[at].what.smaller() {
+                self.with(all, |draft| draft.steps[at].what = what.clone());
+            }
+        }
+    }
+
+    /// Earlier faults, an earlier end.
+    fn with_less_time(&self, all: &mut Vec<Self>) {
+        let last = self.steps.iter().map(|fault| fault.at).max().unwrap_or(0);
+        self.with(all, |draft| draft.active = draft.active.min(last + 5));
+        self.with(all, |draft| {
+            draft.steps.iter_mut().for_each(|fault| fault.at /= 2);
+        });
+    }
+
+    /// Adds a changed copy, if the change changes anything.
+    fn with(&self, all: &mut Vec<Self>, change: impl FnOnce(&mut Self)) {
+        let mut smaller = self.clone();
+        change(&mut smaller);
+        if smaller != *self && !all.contains(&smaller) {
+            all.push(smaller);
+        }
+    }
+
+    /// `origin`: the seed of the scenario that this was made smaller from.
+    fn found(&self, origin: u64) -> Found {
+        let name = format!("found-{origin}");
         Found {
-            text: self.text(&name, seed),
+            text: self.text(&name, origin),
             name,
-            seed,
-            problem: self.problem(seed).unwrap_or_default(),
+            seed: self.seed,
+            problem: self.problem().unwrap_or_default(),
         }
     }
 
@@ -319,6 +359,37 @@ impl What {
         }
     }
 
+    /// The same with fewer nodes, or shorter.
+    fn smaller(&self) -> Vec<Self> {
+        let less = |n: u32| {
+            let mut less = vec![1, n / 2];
+            less.retain(|less| (1..n).contains(less));
+            less
+        };
+        let fewer = |n: u32, what: &dyn Fn(u32) -> Self| less(n).into_iter().map(what).collect();
+        match *self {
+            Self::Crash(n) => fewer(n, &Self::Crash),
+            Self::Leave(n) => fewer(n, &Self::Leave),
+            Self::Join(n) => fewer(n, &Self::Join),
+            Self::Partition(n) => fewer(n, &Self::Partition),
+            Self::Mute(n) => fewer(n, &Self::Mute),
+            Self::Deafen(n) => fewer(n, &Self::Deafen),
+            Self::Publish(n) => fewer(n, &Self::Publish),
+            Self::RestartAll(secs) => fewer(secs, &Self::RestartAll),
+            Self::Pause(n, secs) => {
+                let mut all: Vec<Self> = fewer(n, &|n| Self::Pause(n, secs));
+                all.extend(less(secs).into_iter().map(|secs| Self::Pause(n, secs)));
+                all
+            }
+            Self::Clock(n, secs) => {
+                let mut all: Vec<Self> = fewer(n, &|n| Self::Clock(n, secs));
+                all.extend(less(secs).into_iter().map(|secs| Self::Clock(n, secs)));
+                all
+            }
+            Self::Restart | Self::Reborn | Self::Heal => Vec::new(),
+        }
+    }
+
     fn text(&self) -> String {
         match self {
             Self::Crash(n) => format!("crash = {n}"),
@@ -361,6 +432,8 @@ const KNOWN: u32 = 20;
 const QUIET: u32 = 90;
 /// Smaller scenarios tried at most, and tried in any case, however late it is.
 const MAX_SHRINKS: u32 = 2000;
+/// Seeds that a smaller scenario is tried with.
+const SEEDS_TRIED: u64 = 4;
 const MIN_SHRINKS: u32 = 100;
 
 #[cfg(test)]
@@ -377,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_smaller_has_one_thing_less() {
+    fn shrinking_ends() {
         let mut draft = Draft::random(5);
         let mut rounds = 0;
         while let Some(smaller) = draft.smaller().into_iter().next() {
@@ -386,5 +459,45 @@ mod tests {
             assert!(rounds < 1000, "shrinking does not end");
         }
         assert_eq!((draft.nodes, draft.steps.len(), draft.loss), (3, 0, 0));
+    }
+
+    /// A fault that is in the judge: two pauses, the second after a crash, in lossy networks of 7 or
+    /// more. What has nothing to do with it goes.
+    #[test]
+    fn what_a_failure_needs_is_left_and_nothing_else() {
+        let judge = |draft: &Draft| {
+            let pauses = |fault: &&Fault| matches!(fault.what, What::Pause(_, secs) if secs >= 3);
+            let crash = draft
+                .steps
+                .iter()
+                .position(|f| matches!(f.what, What::Crash(_)));
+            let last = draft.steps.iter().rposition(|fault| pauses(&fault));
+            let enough = draft.steps.iter().filter(pauses).count() >= 2;
+            let fails =
+                enough && crash < last && crash.is_some() && draft.loss >= 5 && draft.nodes >= 7;
+            fails.then(|| format!("node {} is lost", draft.nodes))
+        };
+        let mut shrunk = 0;
+        for seed in 0..3000 {
+            let draft = Draft::random(seed);
+            if judge(&draft).is_none() {
+                continue;
+            }
+            let draft = draft.shrunk(&judge, &mut || true, &|_| {});
+            assert!(judge(&draft).is_some(), "{draft:?}");
+            assert_eq!((draft.nodes, draft.steps.len()), (7, 3), "{draft:?}");
+            assert!((5..10).contains(&draft.loss), "{draft:?}");
+            let simple = !draft.bursts && !draft.reorder && !draft.duplicate && draft.skew == 0;
+            assert!(
+                simple && draft.slow.is_none() && draft.liars.is_empty(),
+                "{draft:?}"
+            );
+            assert_eq!(draft.latency, (1, 1));
+            shrunk += 1;
+        }
+        assert!(
+            shrunk > 3,
+            "only {shrunk} of the random scenarios show the fault"
+        );
     }
 }

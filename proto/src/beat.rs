@@ -36,7 +36,8 @@ pub struct Availability {
     /// [`MAX_FREE_SLOTS`].
     #[serde(deserialize_with = "bounded_vec::<_, _, MAX_FREE_SLOTS>")]
     pub free: Vec<(String, u64)>,
-    /// Memory in use on each GPU by anybody, in the order of the announcement; at most [`MAX_GPUS`].
+    /// Memory of each GPU that no kernel may be given, in the order of the announcement: what anybody
+    /// uses, or all of it when a kernel holds the GPU or its health is unknown; at most [`MAX_GPUS`].
     #[serde(deserialize_with = "bounded_vec::<_, _, MAX_GPUS>")]
     pub vram_used: Vec<u64>,
     /// Whether the node would take work.

@@ -63,6 +63,8 @@ pub struct Facts {
     suspicions: Suspicions,
     decrees: Decrees,
     digest: Digest,
+    /// Nodes that had to leave for others since the last look for what has expired.
+    displaced: Vec<NodeId>,
 }
 
 /// What became of a fact, with its key and version.
@@ -85,6 +87,7 @@ impl Facts {
             suspicions: Suspicions::default(),
             decrees: Decrees::default(),
             digest: Digest::new(),
+            displaced: Vec::new(),
         }
     }
 
@@ -148,6 +151,7 @@ impl Facts {
                 };
             }
         }
+        self.follow_displaced();
         self.follow(&local);
         let key = Key::Node(local);
         Ok((key, self.digest.version(&key).unwrap_or(0)))
@@ -207,16 +211,29 @@ impl Facts {
         self.store.is_dead(node)
     }
 
-    /// Drops what does not hold any more; the nodes among it, by the time of their expiry.
+    /// Drops what does not hold any more; the nodes among it, by the time of their expiry, and those
+    /// that had to leave a full store for others.
     pub fn expire(&mut self, now: Timestamp) -> Vec<NodeId> {
         for key in self.decrees.expire(now) {
             self.digest.set(key, None);
         }
-        let gone = self.store.expire(now);
+        let mut gone = self.store.expire(now);
         for node in &gone {
             self.follow(node);
         }
+        // Who came back meanwhile is not gone.
+        let displaced = std::mem::take(&mut self.displaced);
+        let absent = |node: &NodeId| self.store.version(node).is_none();
+        gone.extend(displaced.into_iter().filter(absent));
         gone
+    }
+
+    /// Nodes that had to leave the store for others are told and compared no more.
+    fn follow_displaced(&mut self) {
+        for node in self.store.take_displaced() {
+            self.follow(&node);
+            self.displaced.push(node);
+        }
     }
 
     /// When [`Facts::expire`] has something to do next.
@@ -290,6 +307,7 @@ impl Facts {
         let new = |change| (key, version, Outcome::New { hops }, vec![change]);
         match received {
             Received::Stored { known, .. } => {
+                self.follow_displaced();
                 self.follow(&known.0);
                 new(Change::Node(known))
             }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::{ExecItem, LogChunk};
 use crate::announcement::Announcement;
 use crate::ids::SessionId;
+use crate::query::ScopeFilter;
 use crate::session::{SessionUpdate, SessionView};
 use crate::slots::Capacity;
 
@@ -86,6 +87,16 @@ pub struct ListNodes {
     pub query: Option<String>,
 }
 
+/// Lists the nodes that one scope shows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FindNodes {
+    /// Query in text form; none: all.
+    pub query: Option<String>,
+    /// What the asker wants to see. Its own subnet and region are the manager's; those that it names
+    /// are as named. [`ScopeFilter::Everything`] needs scope `admin`.
+    pub scope: ScopeFilter,
+}
+
 /// How a node stands with the manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -146,4 +157,6 @@ crate::service! {
     stream Exec("session.exec", Call, false): SessionExec => ExecItem;
     /// Nodes, by name.
     unary Nodes("node.list", Call, true): ListNodes => Vec<NodeView>;
+    /// Nodes that a scope shows, by name.
+    unary ScopedNodes("node.find", Call, true): FindNodes => Vec<NodeView>;
 }

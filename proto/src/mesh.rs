@@ -15,6 +15,7 @@ use crate::limits::{MAX_ANNOUNCEMENTS_PER_CALL, MAX_TOKENS_PER_PEER};
 use crate::membership::Message;
 use crate::path::NatClass;
 use crate::psk::SignedPskRotation;
+use crate::query::ScopeFilter;
 
 /// Addresses in one [`PathOffer`]: a machine has seldom more, and each one costs its receiver some
 /// packets.
@@ -142,6 +143,15 @@ pub struct Find {
     pub region: Option<String>,
 }
 
+/// The same, of what one scope shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FindScoped {
+    /// What to find, and who asks.
+    pub find: Find,
+    /// What the asker wants to see. [`ScopeFilter::Everything`] needs scope `admin`.
+    pub scope: ScopeFilter,
+}
+
 /// What the index knows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
@@ -215,6 +225,8 @@ pub struct RelayDrops {
     pub unknown_peer: u64,
     /// The sender exceeds its rate.
     pub over_rate: u64,
+    /// All senders together exceed the relay's rate.
+    pub over_total: u64,
     /// The receiver's link has no room.
     pub congested: u64,
     /// The frame breaks the format.
@@ -228,6 +240,7 @@ impl RelayDrops {
             + self.not_member
             + self.unknown_peer
             + self.over_rate
+            + self.over_total
             + self.congested
             + self.malformed
     }
@@ -358,6 +371,8 @@ crate::service! {
     unary Survey("map", Member, true): () => NeighbourView;
     /// Asks the index.
     unary FindNodes("find", Member, true): Find => Found;
+    /// Asks the index for what a scope shows.
+    unary FindScopedNodes("find.scoped", Member, true): FindScoped => Found;
     /// The node's state.
     unary Inspect("status", Call, true): () => MeshStatus;
     /// Makes a ticket that this node redeems.

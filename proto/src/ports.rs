@@ -7,7 +7,7 @@ use meshwork_identity::{Grant, NodeId, Timestamp, Warrant};
 
 use crate::announcement::{Announcement, Role};
 use crate::mesh::PeerView;
-use crate::query::Query;
+use crate::query::{Query, ScopeFilter};
 use crate::rpc::RpcError;
 
 /// The wall clock. Used for what is signed and shown; never for timers.
@@ -27,11 +27,15 @@ pub trait Directory: Send + Sync + 'static {
     fn local(&self) -> NodeId;
     /// Every node whose announcement holds now, this one included, by node id.
     fn nodes(&self) -> Vec<Known>;
-    /// Those of them that satisfy `query`, by node id.
-    fn find(&self, query: &Query) -> Vec<Known>;
-    /// Nodes that satisfy `query` and are believed dead, by node id: for who shows what is missing.
-    /// Their announcements hold still.
-    fn lost(&self, _query: &Query) -> Vec<Known> {
+    /// Those of them that satisfy `query` and that this node is meant to find, by node id.
+    fn find(&self, query: &Query) -> Vec<Known> {
+        self.find_scoped(query, &ScopeFilter::Own)
+    }
+    /// The same, of what another scope shows to this node.
+    fn find_scoped(&self, query: &Query, scope: &ScopeFilter) -> Vec<Known>;
+    /// Nodes that satisfy `query`, that `scope` shows to this node and that are believed dead, by node
+    /// id: for who shows what is missing. Their announcements hold still.
+    fn lost(&self, _query: &Query, _scope: &ScopeFilter) -> Vec<Known> {
         Vec::new()
     }
     /// The nodes with this role among [`Directory::nodes`], by node id, each with the version of what
@@ -43,6 +47,11 @@ pub trait Directory: Send + Sync + 'static {
             .filter(|(_, said)| said.roles.contains(&role))
             .map(|(node, said)| (node, said.version))
             .collect()
+    }
+    /// Whether an announcement of `node` holds now, even if it is believed dead. For who asks about
+    /// one: a directory that need not read what all the nodes say for it answers faster.
+    fn knows(&self, node: &NodeId) -> bool {
+        self.nodes().iter().any(|(known, _)| known == node)
     }
     /// The living connection to `node`, if there is one.
     fn peer(&self, node: &NodeId) -> Option<PeerView>;

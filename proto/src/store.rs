@@ -11,8 +11,11 @@ mod check;
 mod find;
 mod index;
 mod keep;
+mod live;
 mod record;
 mod refusal;
+mod room;
+mod shares;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,6 +32,7 @@ use index::Index;
 use keep::Word;
 use record::{Held, Record};
 pub use refusal::{Refusals, RefusedBy};
+use shares::Shares;
 
 /// Nodes held by default. At 4 KiB of announcement and as much of token each, a mesh full of
 /// liars costs 128 MiB; honest nodes need a third.
@@ -36,7 +40,12 @@ pub const MAX_NODES: usize = 16_384;
 
 /// Keys of which something is remembered, for each node that may be held. Versions outlive the
 /// announcements, so that an old one cannot come back: for a day, as long as an announcement may hold.
+/// When there are more, those of the largest branch of admissions are forgotten first.
 const RECORDS_PER_NODE: usize = 4;
+
+/// When the store is full, who may take the place of another: one newcomer each 50 ms, 1,024 at once.
+/// Each is news to the whole mesh, and ids that go before others' can be made up without end.
+type Turnover = Allowance<50, 1024>;
 
 /// Nodes that may be held for each whose announcement is at hand decoded: as many as make a common
 /// mesh, at 4 KiB each.
@@ -92,6 +101,13 @@ pub struct AnnouncementStore {
     /// Every other node held, to draw from.
     places: Vec<NodeId>,
     index: Index,
+    /// How the nodes held share the room.
+    shares: Shares,
+    /// How those share it of which only the version is remembered.
+    ghosts: Shares,
+    turnover: Turnover,
+    /// Nodes that had to leave for others, until somebody asks.
+    displaced: Vec<NodeId>,
     refusals: Refusals,
 }
 
@@ -115,6 +131,10 @@ impl AnnouncementStore {
             free: Vec::new(),
             places: Vec::new(),
             index: Index::new(),
+            shares: Shares::default(),
+            ghosts: Shares::default(),
+            turnover: Turnover::new(Timestamp::from_millis(0)),
+            displaced: Vec::new(),
             refusals: Refusals::default(),
         }
     }
@@ -130,8 +150,7 @@ impl AnnouncementStore {
     /// `trust` tells the mesh's authority, the time, how far clocks may lie apart and what is
     /// revoked.
     pub fn receive(&mut self, signed: SignedAnnouncement, trust: &VerifyContext<'_>) -> Received {
-        let record = self.records.get(&signed.node());
-        let held = record.and_then(|record| record.held.as_deref());
+        let held = self.held(&signed.node());
         if held.is_some_and(|held| held.signed.envelope == signed.envelope) {
             return Received::Duplicate;
         }
@@ -141,9 +160,10 @@ impl AnnouncementStore {
                 || check::open(&signed, None).map(drop),
             );
         }
-        if !self.has_room(record) {
+        if !self.admits(&signed, trust.now) {
             return self.refuse(RefusedBy::StoreFull);
         }
+        let record = self.records.get(&signed.node());
         match check::received(&signed, record, trust) {
             Ok((head, said, deadline)) => {
                 let word = Word::announced(signed, head, said, deadline);
@@ -163,7 +183,8 @@ impl AnnouncementStore {
             let head = || check::claimed_beat(&signed).map(|(head, _)| head);
             return self.receive_own(head, || check::verified(&signed));
         }
-        if !self.has_room(record) {
+        let is_held = record.is_some_and(|record| record.held.is_some());
+        if !is_held && self.is_full() {
             return self.refuse(RefusedBy::StoreFull);
         }
         match check::beat(&signed, record, trust) {
@@ -181,15 +202,15 @@ impl AnnouncementStore {
         beat: SignedBeat,
         trust: &VerifyContext<'_>,
     ) -> Received {
-        let record = self.records.get(&signed.node());
-        let held = record.and_then(|record| record.held.as_deref());
+        let held = self.held(&signed.node());
         let is_held = held.is_some_and(|held| held.signed.envelope == signed.envelope);
         if is_held || signed.node() == self.local {
             return self.receive_beat(beat, trust);
         }
-        if !self.has_room(record) {
+        if !self.admits(&signed, trust.now) {
             return self.refuse(RefusedBy::StoreFull);
         }
+        let record = self.records.get(&signed.node());
         match check::renewed(&signed, &beat, record, trust) {
             Ok((head, base, said, deadline)) => {
                 let word = Word::renewed(signed, (base, beat), head, said, deadline);
@@ -252,17 +273,6 @@ impl AnnouncementStore {
         Received::Refused(refusal)
     }
 
-    /// Whether there is room for an announcement of another node, given its record.
-    fn has_room(&self, record: Option<&Record>) -> bool {
-        let is_held = record.is_some_and(|record| record.held.is_some());
-        (is_held || self.held < self.max_nodes)
-            && (record.is_some() || self.records.len() < self.max_records())
-    }
-
-    pub(crate) fn max_records(&self) -> usize {
-        self.max_nodes.saturating_mul(RECORDS_PER_NODE)
-    }
-
     /// Drops what does not hold any more; its nodes, by the time of their expiry.
     pub fn expire(&mut self, now: Timestamp) -> Vec<NodeId> {
         let mut gone = Vec::new();
@@ -272,11 +282,15 @@ impl AnnouncementStore {
             if self.drop_node(&node) {
                 gone.push(node);
             } else {
-                self.agenda.remove(&(at, node));
-                self.records.remove(&node);
+                self.forget(&node);
             }
         }
         gone
+    }
+
+    /// The nodes that had to leave for others since the last time; by the time of that.
+    pub fn take_displaced(&mut self) -> Vec<NodeId> {
+        std::mem::take(&mut self.displaced)
     }
 
     /// When [`AnnouncementStore::expire`] has something to do next.
@@ -335,7 +349,7 @@ impl AnnouncementStore {
 
     /// What a node has free, by its latest beat.
     pub fn availability(&self, node: &NodeId) -> Option<Arc<Availability>> {
-        self.held(node)?.availability()
+        self.held(node)?.availability().map(Arc::new)
     }
 
     /// Whether a node's announcement holds and its token is neither past its time nor revoked.

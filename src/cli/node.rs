@@ -5,7 +5,9 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use meshwork_proto::ByteSize;
 use meshwork_proto::announcement::{Disk, Gpu};
-use meshwork_proto::manager::{ListNodes, NodeState, NodeView, Nodes};
+use meshwork_proto::manager::{FindNodes, ListNodes, NodeState, NodeView, Nodes, ScopedNodes};
+use meshwork_proto::query::QueryError;
+use meshwork_proto::query::scope::narrowing_tags;
 use meshwork_proto::slots::Health;
 use serde::Serialize;
 
@@ -26,6 +28,10 @@ pub(super) enum NodeCommand {
 pub(super) struct LsArgs {
     /// Query that the nodes must satisfy
     query: Option<String>,
+    /// Nodes that this scope shows: any, global-only, same-subnet, tenant:ID, region:NAME, own, or
+    /// everything
+    #[arg(long, value_name = "SCOPE")]
+    scope: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -37,15 +43,26 @@ pub(super) struct ShowArgs {
 pub(super) async fn node(client: &Client, command: NodeCommand) -> Result<(), CliError> {
     match command {
         NodeCommand::Ls(args) => {
-            let views = client
-                .call::<Nodes>(&ListNodes { query: args.query })
-                .await?;
+            let views = list(client, args).await?;
             client
                 .out
                 .list(&views.iter().map(NodeRow::from).collect::<Vec<_>>())
         }
         NodeCommand::Show(args) => show(client, &args.node).await,
     }
+}
+
+async fn list(client: &Client, args: LsArgs) -> Result<Vec<NodeView>, CliError> {
+    let query = args.query;
+    let Some(scope) = args.scope else {
+        return client.call::<Nodes>(&ListNodes { query }).await;
+    };
+    let scope = scope
+        .parse()
+        .map_err(|error: QueryError| CliError::new(Code::SPEC, format!("--scope: {error}")))?;
+    client
+        .call::<ScopedNodes>(&FindNodes { query, scope })
+        .await
 }
 
 /// A node in a list.
@@ -69,6 +86,8 @@ struct NodeRow {
     vram_free: Option<u64>,
     kernels: u32,
     tags: Vec<String>,
+    /// Of the tags, those that decide who finds the node.
+    scopes: Vec<String>,
     region: Option<String>,
     subnet: Option<String>,
     services: Vec<String>,
@@ -147,6 +166,10 @@ impl From<&NodeView> for NodeRow {
             }),
             kernels: view.kernels,
             tags: said.tags.iter().cloned().collect(),
+            scopes: narrowing_tags(said)
+                .into_iter()
+                .map(str::to_owned)
+                .collect(),
             region: said.region.clone(),
             subnet: said.subnet.as_ref().map(ToString::to_string),
             services: said.services.iter().cloned().collect(),
@@ -315,6 +338,15 @@ impl Row for NodeRow {
     }
 }
 
+/// Who finds a node with these scope tags.
+fn shown_to(scopes: &[String]) -> String {
+    if scopes.is_empty() {
+        "everyone".to_owned()
+    } else {
+        scopes.join(", ")
+    }
+}
+
 async fn show(client: &Client, wanted: &str) -> Result<(), CliError> {
     let views = client.call::<Nodes>(&ListNodes::default()).await?;
     let by_name: Vec<&NodeView> = views
@@ -357,6 +389,7 @@ async fn show(client: &Client, wanted: &str) -> Result<(), CliError> {
         ("path", or_dash(Some(row.path.clone()))),
         ("addresses", or_dash(Some(row.addresses.join(", ")))),
         ("tags", or_dash(Some(row.tags.join(", ")))),
+        ("shown to", shown_to(&row.scopes)),
         ("region", or_dash(row.region.clone())),
         ("subnet", or_dash(row.subnet.clone())),
         ("services", or_dash(Some(row.services.join(", ")))),

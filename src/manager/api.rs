@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use meshwork_proto::announcement::Role;
 use meshwork_proto::manager::{
-    self, ListNodes, ListSessions, NodeState, NodeView, SessionRef, StopSession,
+    self, FindNodes, ListNodes, ListSessions, NodeState, NodeView, SessionRef, StopSession,
 };
 use meshwork_proto::ports::Known;
+use meshwork_proto::query::ScopeFilter;
 use meshwork_proto::rpc::{RpcError, Status};
 use meshwork_proto::service::{CallContext, Method, Router};
 use meshwork_proto::session::SessionView;
@@ -29,6 +30,7 @@ pub(crate) fn router(core: &Arc<Core>) -> Router {
         .unary::<manager::Stop, _, _>(with(core, stop))
         .unary::<manager::Remove, _, _>(with(core, remove))
         .unary::<manager::Nodes, _, _>(with(core, nodes))
+        .unary::<manager::ScopedNodes, _, _>(with(core, scoped_nodes))
         .stream::<manager::Watch, _, _>(with(core, streams::watch))
         .stream::<manager::Logs, _, _>(with(core, streams::logs))
         .stream::<manager::Exec, _, _>(with(core, streams::exec))
@@ -119,11 +121,35 @@ async fn nodes(
     _: CallContext,
     request: ListNodes,
 ) -> Result<Vec<NodeView>, RpcError> {
-    let query = parse_query(request.query.as_deref())?;
-    let living = core.directory.find(&query);
-    let mut views: Vec<_> = living.iter().map(|k| node_view(&core, k)).collect();
-    views.extend(core.directory.lost(&query).iter().map(|known| {
-        let view = node_view(&core, known);
+    list_nodes(&core, request.query.as_deref(), &ScopeFilter::Own)
+}
+
+async fn scoped_nodes(
+    core: Arc<Core>,
+    cx: CallContext,
+    request: FindNodes,
+) -> Result<Vec<NodeView>, RpcError> {
+    let everything = request.scope == ScopeFilter::Everything;
+    if everything && !core.is_admin(&cx, &manager::ScopedNodes::INFO) {
+        return Err(RpcError::denied(
+            "seeing every node, whatever it is narrowed to, needs a token with scope `admin`",
+        )
+        .reason("scope_exceeded")
+        .fix("ask for such a token, or use the scope `any`"));
+    }
+    list_nodes(&core, request.query.as_deref(), &request.scope)
+}
+
+fn list_nodes(
+    core: &Core,
+    query: Option<&str>,
+    scope: &ScopeFilter,
+) -> Result<Vec<NodeView>, RpcError> {
+    let query = parse_query(query)?;
+    let living = core.directory.find_scoped(&query, scope);
+    let mut views: Vec<_> = living.iter().map(|k| node_view(core, k)).collect();
+    views.extend(core.directory.lost(&query, scope).iter().map(|known| {
+        let view = node_view(core, known);
         match view.state {
             // Its heartbeats count for more than what others miss.
             NodeState::Ready => view,

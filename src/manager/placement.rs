@@ -9,7 +9,7 @@ use meshwork_proto::agent::{self, Heartbeat};
 use meshwork_proto::announcement::Role;
 use meshwork_proto::manager::{NodeState, STATUS_NOT_PLACED};
 use meshwork_proto::ports::Known;
-use meshwork_proto::query::Query;
+use meshwork_proto::query::{Query, ScopeFilter};
 use meshwork_proto::rpc::{RpcError, Status};
 use meshwork_proto::service::Method;
 use meshwork_proto::slots::{Capacity, Resources, cpus};
@@ -135,7 +135,12 @@ impl Core {
         }
         let filtered = agents.saturating_sub(matching.len());
         // Whoever finds no place is told of those that are not heard, too.
-        matching.extend(self.directory.lost(&query).into_iter().filter(is_agent));
+        matching.extend(
+            self.directory
+                .lost(&query, &ScopeFilter::Own)
+                .into_iter()
+                .filter(is_agent),
+        );
         let bans: Vec<Option<Ban>> = matching
             .iter()
             .map(|known| self.ban(known, ordered, grant, refused))

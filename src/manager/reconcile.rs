@@ -359,14 +359,7 @@ fn is_abandoned(core: &Core, record: &Record) -> bool {
     let node = record.facts.node;
     let since = record.facts.ended_at.unwrap_or(record.facts.created_at);
     let long_ago = core.now().duration_since(since) > ABANDONED_AFTER;
-    // The look at all the nodes comes last: it costs most.
-    let may_be = long_ago && core.started.elapsed() > DIRECTORY_FILLS;
-    may_be
-        && core
-            .directory
-            .nodes()
-            .iter()
-            .all(|(known, _)| *known != node)
+    long_ago && core.started.elapsed() > DIRECTORY_FILLS && !core.directory.knows(&node)
 }
 
 /// Makes an agent forget a kernel; one that it does not know is forgotten already.

@@ -69,7 +69,8 @@ pub struct MeshConfig {
     /// library opens nothing by itself; the binary asks.
     pub port_mapping: bool,
     /// Where others reach this node, by the operator's word, for example a forwarded port. Default:
-    /// none; what peers see counts.
+    /// none; what peers see counts. A node does not start with an address where no other machine can
+    /// reach anybody.
     pub reflex_override: Option<SocketAddr>,
     /// How paths to peers are watched and chosen. Default: [`PathConfig::default`].
     pub path: PathConfig,

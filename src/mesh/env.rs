@@ -11,6 +11,7 @@ use meshwork_identity::Timestamp;
 use meshwork_proto::ports::{Entropy, WallClock};
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
 
+use crate::addresses::system_addresses;
 use crate::error::MeshError;
 use crate::state::StateStore;
 use crate::transport::{self, SystemEntropy};
@@ -30,10 +31,18 @@ pub struct Env {
     pub socket: Arc<dyn AsyncUdpSocket>,
     /// Opens another one, for when a NAT is about to forget the first. Port 0 is any free one.
     pub bind: BindSocket,
+    /// Where the machine is.
+    pub addresses: FindAddresses,
 }
 
 /// Opens a UDP socket at an address.
 pub type BindSocket = Arc<dyn Fn(SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> + Send + Sync>;
+
+/// The addresses at which a socket with this local address receives: itself, or where it is bound to
+/// no particular one, those that the machine has now. They are offered to peers, and tell which
+/// private networks the machine is in. Asked again and again, as machines move; those that others
+/// reach best come first.
+pub type FindAddresses = Arc<dyn Fn(SocketAddr) -> Vec<SocketAddr> + Send + Sync>;
 
 impl Env {
     /// The system's clock, randomness and network, with a UDP socket at `addr` (port 0: any free
@@ -47,6 +56,7 @@ impl Env {
             runtime: Arc::new(TokioRuntime),
             socket: bind(addr)?,
             bind: Arc::new(move |addr| bind(addr).map_err(io::Error::other)),
+            addresses: Arc::new(system_addresses),
         })
     }
 }

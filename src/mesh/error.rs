@@ -93,6 +93,16 @@ pub enum MeshError {
     /// The new pre-shared key is not heeded.
     #[error("the rotation of the pre-shared key is refused: {0}")]
     Rotation(String),
+    /// A setting that no node can run with.
+    #[error("{setting} = \"{value}\": {why}")]
+    Setting {
+        /// Its name in the configuration.
+        setting: &'static str,
+        /// What it is set to.
+        value: String,
+        /// Why that cannot be, and what to set instead.
+        why: &'static str,
+    },
     /// The node is shutting down.
     #[error("this node is shutting down")]
     ShuttingDown,
@@ -185,9 +195,10 @@ impl From<MeshError> for RpcError {
             MeshError::Refused { .. } => with(Status::Unavailable, "refused"),
             MeshError::ShuttingDown => with(Status::Cancelled, "shutting_down"),
             MeshError::Token(error) => with(Status::Denied, error.kind()),
-            MeshError::Announcement(_) | MeshError::Own | MeshError::Ticket(_) => {
-                with(Status::Invalid, "")
-            }
+            MeshError::Announcement(_)
+            | MeshError::Own
+            | MeshError::Setting { .. }
+            | MeshError::Ticket(_) => with(Status::Invalid, ""),
             MeshError::Revocation(_) => with(Status::Denied, "revocation"),
             MeshError::Rotation(_) => with(Status::Denied, "rotation"),
             MeshError::Join(_) => with(Status::Denied, "join"),

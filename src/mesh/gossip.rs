@@ -11,6 +11,7 @@
 //! peer gets the latest version of each only, and nothing is copied. What a lost message fails to
 //! carry, the comparison of digests with a neighbour brings later.
 
+mod answers;
 mod cache;
 mod chance;
 mod counters;
@@ -40,6 +41,7 @@ use crate::credentials::Credentials;
 use crate::env::Env;
 use crate::error::MeshError;
 use crate::psk::Psks;
+use answers::Answers;
 use cache::PeerCache;
 use chance::SplitMix;
 use counters::Counters;
@@ -72,6 +74,7 @@ pub(crate) struct Gossip {
     own: Mutex<Own>,
     machine: Mutex<Machine>,
     intakes: Mutex<BTreeMap<NodeId, Intake>>,
+    answers: Mutex<Answers>,
     cache: Mutex<PeerCache>,
     /// The machine's timer is due earlier than it was.
     timer: Notify,
@@ -105,6 +108,7 @@ impl Gossip {
             own: Mutex::new(Own::load(&*env.state)?),
             machine: Mutex::new(Machine::new(membership, chance, Instant::now())),
             intakes: Mutex::default(),
+            answers: Mutex::default(),
             cache: Mutex::new(cache),
             timer: Notify::new(),
             members: broadcast::Sender::new(MEMBER_EVENTS),
@@ -142,6 +146,12 @@ impl Gossip {
         let first = intakes.keys().next().copied();
         let peer = first.filter(|_| crowded).unwrap_or(peer);
         measure(intakes.entry(peer).or_insert_with(|| Intake::new(now)), now)
+    }
+
+    /// Whether a peer may be sent so many bytes of what it lacks.
+    fn may_answer(&self, peer: NodeId, bytes: usize) -> bool {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.spend(peer, bytes, Instant::now())
     }
 
     fn forget_intake(&self, peer: &NodeId) {

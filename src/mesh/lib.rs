@@ -10,6 +10,7 @@
 
 pub mod transport;
 
+mod addresses;
 mod admission;
 mod config;
 mod credentials;
@@ -29,7 +30,7 @@ mod traversal;
 mod watch;
 
 pub use config::MeshConfig;
-pub use env::{BindSocket, Env, SystemClock};
+pub use env::{BindSocket, Env, FindAddresses, SystemClock};
 pub use error::{MeshError, Tried, TurnedAway};
 pub use gossip::{GossipStats, MemberEvent};
 pub use mesh::Mesh;

@@ -64,13 +64,14 @@ impl Mesh {
         let gossip = Gossip::load(&config, &env, &credentials, &psks)?;
         let admission = Admission::load(&*env.state)?;
         let transport = transport(&config, &env, credentials.clone(), &psks);
-        let paths = Paths::new(local, env.socket, env.bind, config.path.clone());
+        let (bind, addresses) = (env.bind, env.addresses);
+        let paths = Paths::new(local, env.socket, bind, addresses, config.path.clone());
         let paths = paths.map_err(BindError::Endpoint)?;
         let node = Arc::new(Node {
             desk: Arc::new(Desk::new(local, config.limits.clone(), env.clock)),
             endpoint: Endpoint::bind(&transport, env.runtime, paths.socket())?,
             paths,
-            traversal: Traversal::new(&config),
+            traversal: Traversal::new(&config)?,
             peers: Peers::new(local),
             tasks: TaskTracker::new(),
             started: Instant::now(),
@@ -268,10 +269,7 @@ impl Mesh {
         filter: ScopeFilter,
         limit: usize,
     ) -> (Vec<Known>, usize) {
-        let view = View {
-            asker: self.0.asker(),
-            filter,
-        };
+        let view = self.0.view(filter);
         self.0.gossip.facts().store().find(query, &view, limit)
     }
 
@@ -284,6 +282,8 @@ impl Mesh {
         node.desk.draining.cancel();
         node.desk.calls.close();
         let _ = timeout_at(by, node.desk.calls.wait()).await;
+        // As long as there are relays to say it over.
+        node.close_relayed().await;
         node.desk.stopping.cancel();
         node.endpoint
             .close(close_code::SHUTDOWN_CODE, b"the node shuts down");
@@ -394,23 +394,21 @@ impl Directory for Mesh {
         self.0.gossip.facts().store().iter().collect()
     }
 
-    fn find(&self, query: &Query) -> Vec<Known> {
-        let view = View::of(self.0.asker());
-        self.0
-            .gossip
-            .facts()
-            .store()
-            .find(query, &view, usize::MAX)
-            .0
+    fn find_scoped(&self, query: &Query, scope: &ScopeFilter) -> Vec<Known> {
+        self.find_scoped(query, scope.clone(), usize::MAX).0
     }
 
-    fn lost(&self, query: &Query) -> Vec<Known> {
-        let view = View::of(self.0.asker());
+    fn lost(&self, query: &Query, scope: &ScopeFilter) -> Vec<Known> {
+        let view = self.0.view(scope.clone());
         self.0.gossip.facts().store().find_dead(query, &view)
     }
 
     fn with_role(&self, role: Role) -> Vec<(NodeId, u64)> {
         self.0.gossip.facts().store().with_role(role)
+    }
+
+    fn knows(&self, node: &NodeId) -> bool {
+        self.0.gossip.facts().store().version(node).is_some()
     }
 
     fn peer(&self, node: &NodeId) -> Option<PeerView> {

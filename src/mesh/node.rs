@@ -78,14 +78,16 @@ impl Node {
     }
 
     /// Where `node` may be, by all that is known: by what it was pinned with, by its announcement, by
-    /// what was kept of it.
+    /// what was kept of it. Of the latter two, which are hearsay, only where one may be.
     pub(crate) fn contact(&self, node: NodeId) -> Contact {
         let pinned = self.peers.pinned(&node).map(|contact| contact.addrs);
         let announced = self.gossip.facts().store().get(&node);
         let announced = announced.map(|body| body.addresses.clone());
         let kept = self.gossip.kept_addresses(&node);
+        let heard: Vec<SocketAddr> = [announced, kept].into_iter().flatten().flatten().collect();
+        let heard = self.dialable(&heard);
         let mut addrs: Vec<SocketAddr> = Vec::new();
-        for addr in [pinned, announced, kept].into_iter().flatten().flatten() {
+        for addr in pinned.into_iter().flatten().chain(heard) {
             if !addrs.contains(&addr) {
                 addrs.push(addr);
             }

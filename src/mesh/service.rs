@@ -3,12 +3,13 @@
 use std::sync::{Arc, Weak};
 
 use meshwork_identity::Scope;
-use meshwork_proto::announcement::SignedAnnouncement;
+use meshwork_proto::announcement::{SignedAnnouncement, Subnet};
 use meshwork_proto::limits::{MAX_ANNOUNCEMENTS_PER_CALL, MAX_QUERY};
 use meshwork_proto::mesh::{
-    Find, FindNodes, Found, Gossip, Inspect, MakeTicket, Ping, Pong, RevokeTokens, RotatePsk,
+    Find, FindNodes, FindScopedNodes, Found, Gossip, Inspect, MakeTicket, Ping, Pong, RevokeTokens,
+    RotatePsk,
 };
-use meshwork_proto::query::{Asker, Query, View};
+use meshwork_proto::query::{Asker, Query, ScopeFilter, View};
 use meshwork_proto::rpc::RpcError;
 use meshwork_proto::service::{CallContext, Method, Router};
 
@@ -40,7 +41,10 @@ pub(crate) fn router(node: &Arc<Node>) -> Router {
         Ok(node.heed(Some(cx.peer), revoke.items).await?)
     });
     let router = on::<FindNodes, _>(router, &node, |node, cx, find| async move {
-        node.find(&cx, &find)
+        node.find(&cx, &find, None)
+    });
+    let router = on::<FindScopedNodes, _>(router, &node, |node, cx, scoped| async move {
+        node.find(&cx, &scoped.find, Some(scoped.scope))
     });
     let router = on::<Inspect, _>(
         router,
@@ -79,25 +83,61 @@ impl Node {
         }
     }
 
-    /// What a caller is meant to find. An admin who asks as nobody in particular sees every node;
-    /// a node is in the subnet that it announces.
-    fn view(&self, cx: &CallContext, find: &Find) -> View {
+    /// What this node sees of what it looks for itself.
+    pub(crate) fn view(&self, filter: ScopeFilter) -> View {
+        View {
+            asker: self.asker(),
+            filter,
+        }
+    }
+
+    /// What a caller is meant to find: what its scope shows. Who asks for no scope is shown what is
+    /// narrowed to them; an admin who asks so as nobody in particular sees every node.
+    fn view_of(
+        &self,
+        cx: &CallContext,
+        find: &Find,
+        scope: Option<ScopeFilter>,
+    ) -> Result<View, RpcError> {
         let is_admin = cx
             .grants
             .iter()
             .any(|grant| grant.scopes.allows(Scope::Admin));
-        if is_admin && find.tenants.is_empty() && find.region.is_none() {
-            return View::everything();
+        if scope == Some(ScopeFilter::Everything) && !is_admin {
+            return Err(RpcError::denied(
+                "seeing every node, whatever it is narrowed to, needs a token with scope `admin`",
+            )
+            .reason("scope_exceeded")
+            .fix("ask for such a token, or use the scope `any`"));
         }
-        let caller = self.gossip.facts().store().get(&cx.peer);
-        View::of(Asker {
-            subnet: caller.and_then(|body| body.subnet.clone()),
+        if is_admin && scope.is_none() && find.tenants.is_empty() && find.region.is_none() {
+            return Ok(View::everything());
+        }
+        let asker = Asker {
+            subnet: self.subnet_of(cx),
             tenants: find.tenants.clone(),
             region: find.region.clone(),
-        })
+        };
+        let filter = scope.unwrap_or_default();
+        Ok(View { asker, filter })
     }
 
-    fn find(&self, cx: &CallContext, find: &Find) -> Result<Found, RpcError> {
+    /// A node is in the subnet that it announces. A client announces none: it is where the node is
+    /// that it asks.
+    fn subnet_of(&self, cx: &CallContext) -> Option<Subnet> {
+        let caller = self.gossip.facts().store().get(&cx.peer);
+        match caller {
+            Some(body) => body.subnet.clone(),
+            None => self.asker().subnet,
+        }
+    }
+
+    fn find(
+        &self,
+        cx: &CallContext,
+        find: &Find,
+        scope: Option<ScopeFilter>,
+    ) -> Result<Found, RpcError> {
         if find.query.len() > MAX_QUERY {
             return Err(RpcError::invalid(format!(
                 "a query has at most {MAX_QUERY} bytes"
@@ -105,7 +145,7 @@ impl Node {
         }
         let query = Query::parse(&find.query)
             .map_err(|error| RpcError::invalid(error.to_string()).reason("query"))?;
-        let view = self.view(cx, find);
+        let view = self.view_of(cx, find, scope)?;
         let limit = find.limit.min(MAX_FOUND) as usize;
         let (nodes, total): (Vec<Arc<SignedAnnouncement>>, usize) = {
             let facts = self.gossip.facts();

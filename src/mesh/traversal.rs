@@ -14,6 +14,7 @@ mod error;
 mod forward;
 mod frame;
 mod homes;
+mod meter;
 mod portmap;
 mod probeable;
 mod punch;
@@ -24,7 +25,7 @@ mod via;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -43,10 +44,12 @@ pub use relay::RelayConfig;
 pub(crate) use service::router;
 
 use crate::config::MeshConfig;
+use crate::error::MeshError;
 use crate::node::Node;
 use crate::watch;
 use budget::Budgets;
 use callers::Callers;
+use portmap::{Opened, judge};
 use relay::Relay;
 use via::Vias;
 
@@ -91,12 +94,14 @@ struct Place {
     class: NatClass,
     /// Where they see us, if they agree.
     reflex: Option<SocketAddr>,
+    /// At which IPv4 address most see us, whichever the port.
+    outside: Option<Ipv4Addr>,
     /// Where we are by the operator's word, which counts above all else.
     forced: Option<SocketAddr>,
-    /// Where the router forwards to us.
-    mapped: Option<SocketAddr>,
-    /// The protocol by which it was asked to, or why that is not done.
-    mapping: String,
+    /// What the router says that it forwards to us.
+    opened: Option<Opened>,
+    /// Why it forwards nothing.
+    unmapped: String,
     /// Whether a peer has ever connected to us without help: then others can, too.
     reached: bool,
     homes: Vec<NodeId>,
@@ -104,7 +109,7 @@ struct Place {
 
 impl Place {
     fn class(&self) -> NatClass {
-        if self.forced.or(self.mapped).is_some() {
+        if self.forced.or(self.mapped()).is_some() {
             NatClass::Open
         } else {
             self.class
@@ -118,15 +123,33 @@ impl Place {
         self.forced.is_some() || self.class() == NatClass::Open && self.reached
     }
 
-    /// No router forwards to us any more: who came in that way says nothing about the others.
-    fn unmap(&mut self) {
-        if self.mapped.take().is_some() {
-            self.reached = false;
+    /// Where the router forwards to us, as far as nothing contradicts it.
+    fn mapped(&self) -> Option<SocketAddr> {
+        let opened = self.opened.as_ref()?;
+        judge(opened, self.outside).ok().map(|()| opened.external)
+    }
+
+    /// The protocol by which it was asked to, or why it does not.
+    fn mapping(&self) -> String {
+        let Some(opened) = &self.opened else {
+            return self.unmapped.clone();
+        };
+        match judge(opened, self.outside) {
+            Ok(()) => opened.protocol.to_owned(),
+            Err(why) => why,
         }
     }
 
+    /// No router forwards to us any more: who came in that way says nothing about the others.
+    fn unmap(&mut self, why: &str) {
+        if self.opened.take().is_some() {
+            self.reached = false;
+        }
+        why.clone_into(&mut self.unmapped);
+    }
+
     fn public(&self) -> Option<SocketAddr> {
-        self.forced.or(self.mapped).or(self.reflex)
+        self.forced.or(self.mapped()).or(self.reflex)
     }
 }
 
@@ -139,10 +162,11 @@ impl fmt::Debug for Traversal {
 }
 
 impl Traversal {
-    pub(crate) fn new(config: &MeshConfig) -> Self {
+    pub(crate) fn new(config: &MeshConfig) -> Result<Self, MeshError> {
+        let forced = config.reflex_override.map(reflex::reachable).transpose()?;
         let place = Place {
-            forced: config.reflex_override,
-            mapping: if config.port_mapping {
+            forced,
+            unmapped: if config.port_mapping {
                 "asking the router"
             } else {
                 "off"
@@ -150,7 +174,7 @@ impl Traversal {
             .to_owned(),
             ..Place::default()
         };
-        Self {
+        Ok(Self {
             relay: Relay::new(config.relay),
             place: watch::Sender::new(place),
             budgets: Budgets::default(),
@@ -162,7 +186,7 @@ impl Traversal {
             punches_attempted: AtomicU64::new(0),
             punches_succeeded: AtomicU64::new(0),
             relay_fallbacks: AtomicU64::new(0),
-        }
+        })
     }
 
     fn place(&self) -> Place {
@@ -241,12 +265,12 @@ impl Traversal {
 
     /// Where the router forwards to this node.
     pub(crate) fn mapped(&self) -> Option<SocketAddr> {
-        self.place().mapped
+        self.place().mapped()
     }
 
     /// How that came about, or why it did not.
     pub(crate) fn mapping(&self) -> String {
-        self.place().mapping
+        self.place().mapping()
     }
 
     /// The relays over which others reach this node.
@@ -299,7 +323,6 @@ impl Node {
         let draining = self.desk.draining.clone();
         let all = async {
             tokio::join!(
-                self.forward_packets(),
                 self.keep_homes(),
                 self.keep_classified(),
                 self.keep_upgrading(),
@@ -313,8 +336,8 @@ impl Node {
                 () = all => {}
             }
         };
-        // An open port is given back after that.
-        tokio::join!(until_drained, self.keep_mapped());
+        // Calls end over relays, too, and an open port is given back after that.
+        tokio::join!(until_drained, self.forward_packets(), self.keep_mapped());
     }
 
     /// Announces our place again whenever it changes.
@@ -373,7 +396,7 @@ impl Told {
         Self {
             class: place.class(),
             homes: place.homes.clone(),
-            fixed: place.forced.or(place.mapped),
+            fixed: place.forced.or(place.mapped()),
             seen: place.reflex,
         }
     }
@@ -400,7 +423,7 @@ mod tests {
         };
         let mapped = Place {
             class: NatClass::Cone,
-            mapped: Some(addr),
+            opened: Some(Opened::sample(addr)),
             ..Place::default()
         };
         for place in [open, mapped] {
@@ -416,5 +439,27 @@ mod tests {
             ..Place::default()
         };
         assert!(forced.is_reachable(), "the operator knows");
+    }
+
+    #[test]
+    fn what_a_router_says_counts_until_peers_see_otherwise() {
+        let mut place = Place {
+            class: NatClass::Cone,
+            ..Place::default()
+        };
+        place.unmap("off");
+        assert_eq!(place.mapping(), "off");
+        let addr: SocketAddr = "203.0.113.5:9001".parse().unwrap();
+        place.opened = Some(Opened::sample(addr));
+        let said = |place: &Place| (place.class(), place.public(), place.mapped());
+        assert_eq!(said(&place), (NatClass::Open, Some(addr), Some(addr)));
+        assert_eq!(place.mapping(), "upnp");
+        place.outside = Some(Ipv4Addr::new(198, 51, 100, 7));
+        assert_eq!(said(&place), (NatClass::Cone, None, None));
+        assert!(
+            place.mapping().contains("198.51.100.7"),
+            "{}",
+            place.mapping()
+        );
     }
 }

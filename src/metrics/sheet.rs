@@ -178,6 +178,7 @@ impl Sheet {
                 (&["not_member"], drops.not_member),
                 (&["unknown_peer"], drops.unknown_peer),
                 (&["over_rate"], drops.over_rate),
+                (&["over_total"], drops.over_total),
                 (&["congested"], drops.congested),
                 (&["malformed"], drops.malformed),
             ],

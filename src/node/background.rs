@@ -12,7 +12,7 @@ use meshwork_proto::announcement::{Gpu, Role};
 use meshwork_proto::beat::Availability;
 use meshwork_proto::limits::MAX_ANNOUNCEMENT;
 use meshwork_proto::path::NatClass;
-use meshwork_proto::slots::{Capacity, Health};
+use meshwork_proto::slots::{Capacity, GpuStatus, Health};
 use meshwork_proto::{Announcement, codec};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -212,8 +212,17 @@ fn availability(capacity: &Capacity) -> Availability {
     }
     Availability {
         free,
-        vram_used: gpus.iter().map(|gpu| gpu.vram_used).collect(),
+        vram_used: gpus.iter().map(vram_used).collect(),
         healthy: gpus.iter().all(|gpu| gpu.health == Health::Ok),
+    }
+}
+
+/// Of a GPU that no kernel may be given, nothing is free.
+fn vram_used(gpu: &GpuStatus) -> u64 {
+    if gpu.is_free() {
+        gpu.vram_used
+    } else {
+        gpu.device.vram
     }
 }
 

@@ -216,6 +216,69 @@ fn what_cannot_be_placed_ends_with_2_and_a_bad_query_shows_where() {
 }
 
 #[test]
+fn nodes_are_listed_by_scope() {
+    let (boss, _running) = mesh();
+    let line = ticket(&boss, &["--role", "relay"]);
+    let lab = Home::new();
+    fs::create_dir(lab.path().join("home")).unwrap();
+    let tags = "tags = [\"lab-a\", \"scope:tenant:acme\", \"scope:region:eu\"]\n";
+    fs::write(lab.path().join("home/config.toml"), tags).unwrap();
+    let _relay = lab.start(&["join", &line, "--name", "lab-2"]);
+
+    let ls = ["node", "ls", "-o", "json", "--scope", "tenant:other,acme"];
+    let found = boss.eventually(&ls, |done| {
+        json(&done.out).as_array().is_some_and(|a| a.len() == 2)
+    });
+    let found = json(&found.out);
+    let names: Vec<_> = found.as_array().unwrap().iter().collect();
+    assert_eq!(names[0]["scopes"], serde_json::json!([]));
+    assert_eq!(names[1]["name"], "lab-2");
+    assert_eq!(
+        names[1]["scopes"],
+        serde_json::json!(["scope:tenant:acme"]),
+        "the strictest decides"
+    );
+    for (scope, count) in [
+        ("any", 2),
+        ("everything", 2),
+        ("same-subnet", 2),
+        ("own", 1),
+        ("global-only", 1),
+        ("region:eu", 1),
+        ("tenant:other", 1),
+    ] {
+        let nodes = boss.ok(&["node", "ls", "-q", "--scope", scope]);
+        assert_eq!(nodes.lines().count(), count, "{scope}: {nodes}");
+    }
+    let shown = boss.ok(&["node", "ls", "-q", "--scope", "any", "tags has \"lab-a\""]);
+    assert_eq!(shown.lines().count(), 1);
+    // Nobody has said what is free there.
+    let free = ["node", "ls", "-q", "--scope", "any", "free.gpus >= 0"];
+    assert_eq!(boss.ok(&free), "");
+
+    let wrong = boss.fails(1, &["node", "ls", "--scope", "tenat:acme"]);
+    assert!(
+        wrong.starts_with("error[E202] --scope: column 1: `tenat` is no kind of scope"),
+        "{wrong}"
+    );
+    assert!(
+        wrong.contains("did you mean `tenant`?") && wrong.contains("^^^^^"),
+        "{wrong}"
+    );
+
+    let anna = user(&boss, &[]);
+    let all = anna.fails(3, &["node", "ls", "--scope", "everything"]);
+    assert!(all.contains("needs a token with scope `admin`"), "{all}");
+    assert!(all.contains("use the scope `any`"), "{all}");
+    assert_eq!(
+        anna.ok(&["node", "ls", "-q", "--scope", "any"])
+            .lines()
+            .count(),
+        2
+    );
+}
+
+#[test]
 fn one_home_runs_one_node() {
     let (boss, running) = mesh();
     let second = boss.fails(1, &["up", "--listen", "127.0.0.1:0"]);

@@ -54,6 +54,34 @@ fn by_nat_pmp_or_pcp() {
 }
 
 #[test]
+fn not_where_the_router_is_wrong_about_its_address() {
+    for nat in [Nat::Preserve, Nat::Random] {
+        let Some(lab) = Lab::new() else { return };
+        let hub = Member::hub(&lab.public("hub"));
+        let router = lab.router("r", nat);
+        let mapper = PortMapper::start_with(&router, Speaks::Upnp, "ext_ip=45.1.2.3");
+        let mut agent = Member::joins(&hub, &lab.behind(&router, "a"), "a", "agent", "");
+        let why = format!("peers see this node at {}", router.wan.ip);
+        eventually("a port that is not used", || {
+            let status = agent.status()?;
+            let mapping = status["mapping"].as_str().unwrap_or_default();
+            let told = mapping.contains("45.1.2.3") && mapping.contains(&why);
+            so(
+                told && status["mapped"].is_null() && status["nat"] != "open",
+                &status,
+            )
+        });
+        let doctor = agent.run(&["doctor"]).out;
+        assert!(doctor.contains(&why), "{doctor}");
+        agent.stop();
+        eventually("the forwarding's end", || {
+            let left = mapper.mappings();
+            so(left.is_empty(), left)
+        });
+    }
+}
+
+#[test]
 fn not_at_all_when_the_operator_says_so() {
     let Some(lab) = Lab::new() else { return };
     let hub = Member::hub(&lab.public("hub"));

@@ -1,6 +1,6 @@
 //! A stream goes on while the network changes under it: every number arrives, in order and once.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::inside::{Inside, goes_on};
 use crate::support::node::Member;
@@ -16,9 +16,14 @@ fn inside(hub: &Member, host: &Host, name: &str) -> (Member, Inside) {
     (member, node)
 }
 
-/// For the reader of the test's output: pauses are what people feel.
-fn tell(what: &str, stall: Duration) {
-    eprintln!("{what}: longest pause {} ms", stall.as_millis());
+/// For the reader of the test's output: times are what people feel.
+fn tell(what: &str, time: Duration) {
+    eprintln!("{what}: {} ms", time.as_millis());
+}
+
+/// The longest pause in a stream.
+fn tell_pause(when: &str, pause: Duration) {
+    tell(&format!("{when}: longest pause"), pause);
 }
 
 #[test]
@@ -35,14 +40,14 @@ fn a_laptop_changes_networks_under_a_stream() {
     let age = connection_age(&laptop, &server);
     host.roam(&cafe);
     let stall = goes_on(&numbers, 3 * SECOND);
-    tell("roaming", stall);
+    tell_pause("roaming", stall);
     assert!(
         connection_age(&laptop, &server) > age,
         "the same connection"
     );
     // And back.
     host.roam(&home);
-    tell("roaming back", goes_on(&numbers, 3 * SECOND));
+    tell_pause("roaming back", goes_on(&numbers, 3 * SECOND));
 }
 
 #[test]
@@ -70,7 +75,7 @@ fn a_relay_dies_under_a_stream() {
     let mut servers = relays.iter_mut().chain([&mut hub]);
     let dying = servers.find(|relay| via.ends_with(&relay.id()[..10]));
     dying.expect("one of those there are").kill();
-    tell("a relay died", goes_on(&numbers, 3 * SECOND));
+    tell_pause("a relay died", goes_on(&numbers, 3 * SECOND));
     assert_ne!(a.reaches(b, "relay via "), via);
 }
 
@@ -81,13 +86,23 @@ fn a_direct_path_is_cut_under_a_stream() {
     let routers = ["na", "nb"].map(|name| lab.router(name, Nat::Preserve));
     let (_a, a) = inside(&hub, &lab.behind(&routers[0], "a"), "a");
     let (_b, b) = inside(&hub, &lab.behind(&routers[1], "b"), "b");
+    let joined = Instant::now();
     a.meets(&b);
+    tell(
+        "first contact of two behind NATs, after both joined",
+        joined.elapsed(),
+    );
+    a.reaches(&b, "direct");
+    tell(
+        "their first direct path, after both joined",
+        joined.elapsed(),
+    );
     let numbers = a.count(&b);
     goes_on(&numbers, SECOND);
     a.reaches(&b, "direct");
     b.reaches(&a, "direct");
     routers[0].cut_off(routers[1].wan.ip);
-    tell("the direct path was cut", goes_on(&numbers, 3 * SECOND));
+    tell_pause("the direct path was cut", goes_on(&numbers, 3 * SECOND));
     a.reaches(&b, "relay via ");
 }
 
@@ -105,7 +120,7 @@ fn a_stream_outlives_the_mappings_of_a_nat() {
     a.meets(&b);
     let numbers = a.count(&b);
     a.reaches(&b, "direct");
-    tell("short mappings", goes_on(&numbers, 15 * SECOND));
+    tell_pause("short mappings", goes_on(&numbers, 15 * SECOND));
 }
 
 fn connection_age(from: &Inside, to: &Inside) -> Duration {

@@ -14,7 +14,8 @@ pub enum Statistic {
     Worst,
     /// The arithmetic mean.
     Mean,
-    /// This many thousandths of the values are at most it.
+    /// This many thousandths of the values are at most it, for an upper limit; at least it, for a
+    /// lower one.
     PerMille(u16),
 }
 
@@ -88,9 +89,13 @@ impl Statistic {
             (Self::Mean, _) => mean,
             (Self::Worst, Relation::AtMost) => sorted[sorted.len() - 1],
             (Self::Worst, Relation::AtLeast) => sorted[0],
-            (Self::PerMille(p), _) => {
+            (Self::PerMille(p), relation) => {
                 let rank = (sorted.len() * usize::from(p)).div_ceil(1000);
-                sorted[rank.clamp(1, sorted.len()) - 1]
+                let rank = rank.clamp(1, sorted.len());
+                match relation {
+                    Relation::AtMost => sorted[rank - 1],
+                    Relation::AtLeast => sorted[sorted.len() - rank],
+                }
             }
         })
     }

@@ -2,7 +2,8 @@
 //!
 //! ```toml
 //! name = "half-half"
-//! kind = "swarm"                    # membership machines at message level; or "world": real nodes
+//! kind = "swarm"                    # membership machines at message level; "world": real nodes;
+//!                                   # "facts": one node's ledger
 //! promises = "A healed partition is forgotten within 10 s."
 //! holds = true                      # one of those that `holds` runs
 //! seeds = 200                       # how many, unless the command says otherwise
@@ -11,7 +12,7 @@
 //! [bars]                            # statistic, relation, limit; one or a list
 //! healed = "p99 <= 10 s"
 //!
-//! [swarm]                           # or [world]: what that kind of simulation reads
+//! [swarm]                           # or [world], [facts]: what that kind of simulation reads
 //! nodes = 1000
 //!
 //! [ci]                              # laid over the file where time is short
@@ -43,6 +44,8 @@ pub enum Kind {
     Swarm,
     /// Real nodes over a simulated network, packet by packet.
     World,
+    /// The ledger of one node that knows many others.
+    Facts,
 }
 
 /// A scenario file, its head read and checked. What the kinds read for themselves is had by
@@ -190,6 +193,8 @@ struct Head {
     _swarm: Option<IgnoredAny>,
     #[serde(default, rename = "world")]
     _world: Option<IgnoredAny>,
+    #[serde(default, rename = "facts")]
+    _facts: Option<IgnoredAny>,
     #[serde(default, rename = "ci")]
     _ci: Option<IgnoredAny>,
 }

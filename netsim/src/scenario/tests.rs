@@ -79,7 +79,7 @@ fn errors_name_the_line_and_the_fix() {
         (
             FILE.replace("\"swarm\"", "\"flock\""),
             "line 2",
-            "expected `swarm` or `world`",
+            "expected one of `swarm`, `world`, `facts`",
         ),
     ] {
         let error = parse(&wrong).unwrap_err().to_string();
@@ -100,6 +100,8 @@ fn statistics_are_of_all_values() {
         ("worst >= 0", 1.0),
         ("mean <= 0", 50.5),
         ("p999 <= 0", 100.0),
+        ("p99 >= 0", 2.0),
+        ("p90 >= 0", 11.0),
     ] {
         let bar: Bar = bar.parse().unwrap();
         assert_eq!(bar.value(&values), Some(expected), "{bar}");

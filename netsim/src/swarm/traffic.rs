@@ -145,6 +145,10 @@ impl Sim<'_> {
             return;
         };
         let n = conn.ends[end.side] as usize;
+        if self.nodes[n].stalled_until > now {
+            let at = self.nodes[n].stalled_until;
+            return self.queue.push(at, Event::Flush { end });
+        }
         conn.used = now;
         let lane = &mut conn.lanes[end.side];
         lane.armed = false;
@@ -267,6 +271,16 @@ impl Sim<'_> {
 
     pub(super) fn on_again(&mut self, flight: u32) {
         let now = self.queue.now();
+        let Some(from) = self.flights.get(flight).map(|flight| flight.from) else {
+            return;
+        };
+        let stalled_until = self.conns.at(from).map_or(0, |conn| {
+            self.nodes[conn.ends[from.side] as usize].stalled_until
+        });
+        if stalled_until > now {
+            self.queue.push(stalled_until, Event::Again { flight });
+            return;
+        }
         if let Some(flight) = self.flights.take(flight)
             && let Some(conn) = self.conns.at(flight.from)
         {

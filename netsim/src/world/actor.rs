@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -42,6 +42,7 @@ pub(super) struct Actor {
 struct Process {
     mesh: Option<Mesh>,
     disk: Arc<Disk>,
+    is_dead: Arc<AtomicBool>,
     /// What is left of those that died: tasks that talk to nobody until they notice.
     remains: Vec<JoinHandle<()>>,
 }
@@ -105,12 +106,20 @@ impl Actor {
         self.process().mesh = Some(mesh);
     }
 
+    /// A process begins. Whether it is dead by now, so that its last tasks open no sockets.
+    pub(super) fn born(&self) -> Arc<AtomicBool> {
+        let is_dead = Arc::new(AtomicBool::new(false));
+        self.process().is_dead = is_dead.clone();
+        is_dead
+    }
+
     /// The machine dies: nobody hears another word, and nothing more gets to its disk.
     pub(super) fn crash(&self) {
         let mut process = self.process();
         let Some(mesh) = process.mesh.take() else {
             return;
         };
+        process.is_dead.store(true, Ordering::Relaxed);
         self.host.crash();
         let disk = process.disk.pull();
         process.disk = Arc::new(disk);
@@ -125,6 +134,7 @@ impl Actor {
             mesh.shutdown(GOODBYE).await;
         }
         // Whoever holds the mesh still holds its socket.
+        self.process().is_dead.store(true, Ordering::Relaxed);
         self.host.crash();
     }
 

@@ -17,13 +17,17 @@ mod stage;
 mod timeline;
 mod traffic;
 
-use std::{io::Write, sync::Arc};
+use std::{
+    io::Write,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::Arc,
+};
 
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    Sim,
+    Net, Sim,
     scenario::{Outcome, Scenario, ScenarioError},
 };
 use log::LoudLog;
@@ -39,7 +43,7 @@ pub fn run(
 ) -> Result<Outcome, ScenarioError> {
     let world = scenario.read::<File>()?.world;
     world
-        .check()
+        .check(scenario.duration)
         .map_err(|problem| scenario.malformed(problem))?;
     let sim = Sim::new(seed, &world.wire);
     let net = sim.net();
@@ -48,24 +52,29 @@ pub fn run(
     }
     let log = LoudLog::default();
     let quiet = log.listen();
-    // Within the simulation's time from the first clock on.
-    let outcome =
-        sim.block_on(async { play(Stage::build(&net, world, seed), scenario, log).await });
+    let run = || {
+        // Within the simulation's time from the first clock on.
+        sim.block_on(async { play(Stage::build(&net, world, seed), scenario, log).await })
+    };
+    // What led to a panic is what a trace is wanted for.
+    let outcome = catch_unwind(AssertUnwindSafe(run));
     drop(quiet);
+    let cut_short = trace.and_then(|trace| write_trace(&net, trace).err());
+    let outcome = outcome.unwrap_or_else(|panic| resume_unwind(panic));
     let mut outcome = outcome.map_err(|problem| scenario.malformed(problem))?;
     let hash = net.trace_hash();
     outcome.trace_hash = u64::from_be_bytes(std::array::from_fn(|index| hash[index]));
     outcome.events = net.sent();
-    if let Some(trace) = trace {
+    if let Some(error) = cut_short {
         // A trace that cannot be written is for whoever asked for it to see; the run holds.
-        for line in net.take_journal() {
-            if let Err(error) = writeln!(trace, "{line}") {
-                outcome.note = format!("the trace is cut short: {error}");
-                break;
-            }
-        }
+        outcome.note = format!("the trace is cut short: {error}");
     }
     Ok(outcome)
+}
+
+fn write_trace(net: &Net, trace: &mut dyn Write) -> std::io::Result<()> {
+    let lines = net.take_journal();
+    lines.iter().try_for_each(|line| writeln!(trace, "{line}"))
 }
 
 /// From the first node's start to the last one's end.
@@ -93,7 +102,9 @@ async fn play(stage: Stage, scenario: &Scenario, log: LoudLog) -> Result<Outcome
 /// What the files of this kind may say, for whoever checks them without a run.
 pub fn check(scenario: &Scenario) -> Result<(), ScenarioError> {
     let world: World = scenario.read::<File>()?.world;
-    world.check().map_err(|problem| scenario.malformed(problem))
+    world
+        .check(scenario.duration)
+        .map_err(|problem| scenario.malformed(problem))
 }
 
 #[cfg(test)]

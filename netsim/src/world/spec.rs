@@ -29,15 +29,15 @@
 //! do = { crash = ["relay-1"] }
 //! ```
 
+mod check;
+mod model;
+
 use std::{collections::BTreeSet, ops::RangeInclusive, time::Duration};
 
 use serde::Deserialize;
 
-use crate::{
-    Bandwidth, Latency, Loss, Wire,
-    nat::{Dependence, NatModel, Ports},
-    scenario::value,
-};
+use crate::scenario::value;
+pub use model::PairOfModels;
 
 /// The part of a scenario file that is ours.
 #[derive(Debug, Clone, Deserialize)]
@@ -176,11 +176,11 @@ pub enum NatSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NamedNat {
-    /// [`NatModel::home`].
+    /// [`crate::nat::NatModel::home`].
     Home,
-    /// [`NatModel::symmetric`].
+    /// [`crate::nat::NatModel::symmetric`].
     Symmetric,
-    /// [`NatModel::carrier`].
+    /// [`crate::nat::NatModel::carrier`].
     Carrier,
     /// No translation, only a stateful firewall.
     Firewall,
@@ -188,7 +188,7 @@ pub enum NamedNat {
     OneOfPair,
 }
 
-/// A translator in detail. What is left out is as in [`NatModel::home`].
+/// A translator in detail. What is left out is as in [`crate::nat::NatModel::home`].
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NatTable {
@@ -478,96 +478,6 @@ pub enum Weapon {
     Garbage,
 }
 
-impl World {
-    /// What a parser cannot see: names that nobody has, and numbers that make no sense.
-    pub fn check(&self) -> Result<(), String> {
-        let mut sites = BTreeSet::new();
-        for site in &self.site {
-            let outer = site.inside.as_deref();
-            if let Some(unknown) = outer.filter(|outer| !sites.contains(outer)) {
-                return Err(format!(
-                    "site `{}` is inside `{unknown}`, which is no site above it",
-                    site.name
-                ));
-            }
-            sites.insert(site.name.as_str());
-        }
-        for group in &self.node {
-            let at = group.at.as_deref();
-            if let Some(unknown) = at.filter(|at| !sites.contains(at)) {
-                return Err(format!(
-                    "node `{}` is at `{unknown}`, which is no `[[world.site]]`",
-                    group.name
-                ));
-            }
-        }
-        for name in self.names() {
-            self.expand(name)?;
-        }
-        Ok(())
-    }
-
-    /// Whether outsiders attack.
-    pub fn attacks(&self) -> bool {
-        let mut actions = self.event.iter().map(|event| &event.action);
-        actions.any(|action| matches!(action, Action::Attack(_)))
-    }
-
-    /// The nodes of a name: a group's, one of a group, or all (`*`). Numbers as in the file.
-    pub fn expand(&self, name: &str) -> Result<Vec<usize>, String> {
-        let mut found = Vec::new();
-        let mut number = 0;
-        for group in &self.node {
-            for index in 0..group.count {
-                if name == "*" || name == group.name || name == group.member(index) {
-                    found.push(number);
-                }
-                number += 1;
-            }
-        }
-        if found.is_empty() {
-            return Err(format!(
-                "`{name}` names no node: write a group's name, one of its nodes (`NAME-0`), or `*`"
-            ));
-        }
-        Ok(found)
-    }
-
-    /// All names of nodes that the file uses.
-    fn names(&self) -> impl Iterator<Item = &str> {
-        let knows = self.node.iter().flat_map(|group| group.knows.iter());
-        let streams = self.stream.iter().flat_map(|s| [&s.from, &s.to]);
-        let calls = self.calls.iter().flat_map(|c| c.from.iter().chain(&c.to));
-        let pairs = self.pair.iter().flat_map(|p| [&p.a, &p.b]);
-        let agree = self.agree.iter().flat_map(|a| a.who.iter());
-        let events = self.event.iter().flat_map(|event| event.action.names());
-        let all = knows.chain(streams).chain(calls).chain(pairs);
-        all.chain(agree).chain(events).map(String::as_str)
-    }
-}
-
-impl Action {
-    fn names(&self) -> Vec<&String> {
-        match self {
-            Self::Start(who)
-            | Self::Crash(who)
-            | Self::Restart(who)
-            | Self::RestartEmpty(who)
-            | Self::RestartUntold(who)
-            | Self::Stop(who)
-            | Self::Pause { who, .. }
-            | Self::ClockJump { who, .. }
-            | Self::Access { who, .. } => who.iter().collect(),
-            Self::Move { who, .. } => vec![who],
-            Self::Cut(cut) | Self::Mend(cut) => cut.from.iter().chain(&cut.to).collect(),
-            Self::Revoke { who, at } => vec![who, at],
-            Self::RotatePsk { at, .. } => vec![at],
-            Self::Attack(attack) => attack.on.iter().collect(),
-            Self::BlackholeV6 | Self::RestartGateway(_) => Vec::new(),
-        }
-    }
-}
-
 impl Group {
     /// The name of one of the group.
     pub fn member(&self, index: usize) -> String {
@@ -576,123 +486,6 @@ impl Group {
         } else {
             format!("{}-{index}", self.name)
         }
-    }
-}
-
-impl From<&WireSpec> for Wire {
-    fn from(spec: &WireSpec) -> Self {
-        let default = Self::default();
-        let latency = match (&spec.pareto, &spec.normal, &spec.latency) {
-            (Some(ParetoSpec { least, shape, most }), ..) => Latency::Pareto {
-                least: *least,
-                shape: *shape,
-                most: *most,
-            },
-            (_, Some(NormalSpec { mean, deviation }), _) => Latency::Normal {
-                mean: *mean,
-                deviation: *deviation,
-            },
-            (.., Some(range)) => Latency::Uniform(*range.start()..*range.end()),
-            _ => default.latency.clone(),
-        };
-        let loss = match &spec.burst {
-            Some(BurstSpec { share, length }) => {
-                let to_good = 1.0 / length.max(1.0);
-                // In the long run bad for `share` of the datagrams.
-                let to_bad = (to_good * share / (1.0 - share).max(1e-9)).min(1.0);
-                Loss::Bursty {
-                    to_bad,
-                    to_good,
-                    good: spec.loss,
-                    bad: 1.0,
-                }
-            }
-            None => Loss::Random(spec.loss),
-        };
-        Self {
-            latency,
-            reorders: spec.reorders,
-            loss,
-            late: spec.late,
-            late_by: spec.late_by.unwrap_or(default.late_by),
-            duplicate: spec.duplicate,
-            bandwidth: spec.rate.map(|rate| Bandwidth {
-                rate,
-                queue: spec.queue.unwrap_or(64 * 1024),
-            }),
-            mtu: spec.mtu.unwrap_or(default.mtu),
-        }
-    }
-}
-
-impl NatTable {
-    /// The model.
-    pub fn model(&self) -> NatModel {
-        let mut model = NatModel::home().hairpin(self.hairpin);
-        if let Some(mapping) = self.mapping {
-            model.mapping = mapping.into();
-        }
-        if let Some(filtering) = self.filtering {
-            model.filtering = filtering.into();
-        }
-        if let Some(ports) = self.ports {
-            model.ports = ports.into();
-        }
-        if let Some(lifetime) = self.lifetime {
-            model.lifetime = lifetime;
-        }
-        model.hard_lifetime = self.hard_lifetime;
-        model
-    }
-}
-
-impl From<DependenceSpec> for Dependence {
-    fn from(spec: DependenceSpec) -> Self {
-        match spec {
-            DependenceSpec::EndpointIndependent => Self::EndpointIndependent,
-            DependenceSpec::AddressDependent => Self::AddressDependent,
-            DependenceSpec::AddressPortDependent => Self::AddressPortDependent,
-        }
-    }
-}
-
-impl From<PortsSpec> for Ports {
-    fn from(spec: PortsSpec) -> Self {
-        match spec {
-            PortsSpec::Preserve => Self::Preserve,
-            PortsSpec::Random => Self::Random,
-            PortsSpec::Sequential => Self::Sequential,
-        }
-    }
-}
-
-/// The pair of translators that a seed picks: all pairs of the nine models and of none, in turn, and
-/// ways to give ports by chance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PairOfModels(pub [Option<NatModel>; 2]);
-
-impl PairOfModels {
-    /// Pairs there are: ten kinds of sides, order aside.
-    pub const COUNT: u64 = 55;
-
-    /// Seeds that follow one another run through all pairs.
-    pub fn of(seed: u64) -> Self {
-        let kinds: Vec<Option<NatModel>> = std::iter::once(None)
-            .chain(NatModel::kinds().map(Some))
-            .collect();
-        let mut pairs = Vec::new();
-        for (index, a) in kinds.iter().enumerate() {
-            pairs.extend(kinds[index..].iter().map(|b| [*a, *b]));
-        }
-        let pick = usize::try_from(seed % Self::COUNT).unwrap_or_default();
-        let round = seed / Self::COUNT;
-        let ports = [Ports::Random, Ports::Preserve, Ports::Sequential];
-        let with = |side: Option<NatModel>, turn: u64| {
-            let index = usize::try_from(turn % 3).unwrap_or_default();
-            side.map(|model| model.ports(ports[index]))
-        };
-        let [a, b] = pairs[pick];
-        Self([with(a, round), with(b, round / 3)])
     }
 }
 
@@ -722,38 +515,4 @@ fn second() -> Duration {
 
 fn ten_seconds() -> Duration {
     Duration::from_secs(10)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_seeds_run_through_all_pairs() {
-        let names = |seed| {
-            let PairOfModels(pair) = PairOfModels::of(seed);
-            pair.map(|side| side.map(|model| model.to_string()))
-        };
-        let all: BTreeSet<_> = (0..PairOfModels::COUNT).map(names).collect();
-        assert_eq!(all.len() as u64, PairOfModels::COUNT);
-        assert_eq!(names(0), names(PairOfModels::COUNT));
-        assert_ne!(PairOfModels::of(54), PairOfModels::of(54 + 55));
-    }
-
-    #[test]
-    fn a_name_that_nobody_has_is_an_error() {
-        let text = "[world]\n[[world.node]]\nname = 'a'\ncount = 2\n[[world.event]]\nat = '1 s'\n";
-        let parse = |who: &str| {
-            let text = format!("{text}do = {{ crash = ['{who}'] }}\n");
-            toml::from_str::<File>(&text).unwrap().world
-        };
-        assert_eq!(parse("a").check(), Ok(()));
-        assert_eq!(parse("a-1").expand("a-1"), Ok(vec![1]));
-        assert!(
-            parse("a-2")
-                .check()
-                .unwrap_err()
-                .contains("`a-2` names no node")
-        );
-    }
 }

@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -99,14 +100,21 @@ impl Stage {
         let cannot =
             |error: &dyn std::fmt::Display| format!("{} cannot start: {error}", actor.name);
         let socket = actor.host.bind(PORT).map_err(|error| cannot(&error))?;
-        let host = actor.host.clone();
+        let (host, place) = (actor.host.clone(), actor.host.clone());
+        let is_dead = actor.born();
         let env = Env {
             clock: actor.clock.clone(),
             entropy: self.net.entropy(),
             state: actor.disk(),
             runtime: self.net.runtime(),
             socket,
-            bind: Arc::new(move |_| host.bind(0)),
+            bind: Arc::new(move |_| {
+                if is_dead.load(Ordering::Relaxed) {
+                    return Err(io::ErrorKind::NetworkDown.into());
+                }
+                host.bind(0)
+            }),
+            addresses: Arc::new(move |bound| place.addrs(bound.port())),
         };
         let mesh = Mesh::start(self.config(actor, group), env, traffic::router())
             .map_err(|error| cannot(&error))?;

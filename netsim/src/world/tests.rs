@@ -1,6 +1,6 @@
-//! Worlds of real nodes: small ones for the harness itself, and every scenario file, twice.
+//! Worlds of real nodes: small ones for the harness itself.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use super::*;
 
@@ -92,70 +92,4 @@ fn a_crash_is_noticed_and_a_restart_too() {
         1,
         "it is back, and the two do not stay alone"
     );
-}
-
-/// One test for each scenario file: its first seed, as small as CI runs it, twice.
-macro_rules! twice {
-    ($($test:ident: $name:literal),* $(,)?) => {
-        $(#[test]
-        fn $test() {
-            repeats($name);
-        })*
-
-        #[test]
-        fn all_scenario_files_of_this_kind_are_run_twice() {
-            let names: Vec<String> = files().into_iter().map(|(_, file)| file.name).collect();
-            assert_eq!(names, [$($name),*]);
-        }
-    };
-}
-
-twice! {
-    cgnat_60s_repeats: "cgnat-60s",
-    double_nat_repeats: "double-nat",
-    hairpin_repeats: "hairpin",
-    ipv6_v4_eyeballs_repeats: "ipv6-v4-eyeballs",
-    nat_pairs_repeats: "nat-pairs",
-    outsiders_repeats: "outsiders",
-    partition_heal_real_repeats: "partition-heal-real",
-    psk_rotation_repeats: "psk-rotation",
-    relay_dies_repeats: "relay-dies",
-    revocation_repeats: "revocation",
-    roaming_repeats: "roaming",
-    whole_restart_real_repeats: "whole-restart-real",
-}
-
-fn repeats(name: &str) {
-    let file = files().into_iter().find(|(_, file)| file.name == name);
-    let scenario = file.unwrap().1.scaled_for_ci().unwrap();
-    let one = run(&scenario, 1, None).unwrap();
-    let other = run(&scenario, 1, None).unwrap();
-    assert!(one.same_as(&other), "{one:#?}\n{other:#?}");
-    assert!(one.events > 1000, "something happens");
-}
-
-#[test]
-fn all_scenario_files_of_this_kind_can_be_read() {
-    let mut read = 0;
-    for (path, scenario) in files() {
-        check(&scenario).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        read += 1;
-    }
-    assert!(read > 0, "there are some");
-}
-
-/// All scenarios of this kind.
-fn files() -> Vec<(std::path::PathBuf, Scenario)> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
-    let mut paths: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|end| end == "toml"))
-        .collect();
-    paths.sort();
-    paths
-        .into_iter()
-        .map(|path| (path.clone(), Scenario::load(&path).unwrap()))
-        .filter(|(_, scenario)| scenario.kind == crate::scenario::Kind::World)
-        .collect()
 }

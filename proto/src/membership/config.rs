@@ -39,9 +39,11 @@ pub struct MembershipConfig {
     /// Others that are asked to try a target. Default 3, at most 8.
     pub indirect: usize,
     /// Time that a suspect has to object when [`MAX_ACCUSERS`] nodes accuse it, in a mesh of 1,000;
-    /// it grows with the logarithm of the mesh. Default 8 s. The neighbours of a suspect look for
+    /// it grows with the logarithm of the mesh. Default 9 s. The neighbours of a suspect look for
     /// themselves after two fifths of it, so that a node that stalls for up to 5 s is accused by
-    /// one node and has the longer time, while a dead one is declared 10.5 s after its death.
+    /// one node and has the longer time, while a dead one is declared 11.5 s after its death. A
+    /// node that says something between two stalls of 5 s survives any number of them; when it
+    /// cannot, mostly two.
     pub suspicion_min: Duration,
     /// The same when only one node accuses it. Default 15 s.
     pub suspicion_max: Duration,
@@ -77,7 +79,7 @@ impl Default for MembershipConfig {
             probe_timeout: Duration::from_secs(2),
             ping_repeat: Duration::from_millis(200),
             indirect: 3,
-            suspicion_min: Duration::from_secs(8),
+            suspicion_min: Duration::from_secs(9),
             suspicion_max: Duration::from_secs(15),
             repair_period: Duration::from_secs(10),
             survey_max: Duration::from_secs(30),

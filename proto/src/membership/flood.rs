@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::probe::How;
 use super::{Action, Context, Key, Membership, Message, Moment, Outcome, Peer};
 
 /// The local node objects at most this often, and again when nothing was published in twice that.
@@ -24,6 +25,8 @@ pub(super) struct Own {
     objected: Option<Moment>,
     /// When an accusation last raised its health.
     blamed: Option<Moment>,
+    /// The next objection follows a stall.
+    stalled: bool,
 }
 
 impl Own {
@@ -33,6 +36,7 @@ impl Own {
             objection: None,
             objected: None,
             blamed: None,
+            stalled: false,
         }
     }
 
@@ -56,7 +60,14 @@ impl<P: Peer> Membership<P> {
         self.recent.note(cx.now, cx.ledger.summary());
         self.flood(cx, key, None);
         match key {
-            Key::Node(node) if node == self.local => self.own.published = cx.now,
+            Key::Node(node) if node == self.local => {
+                self.own.published = cx.now;
+                if std::mem::take(&mut self.own.stalled) {
+                    // Messages do not wait as facts do, and take them along. Besides, who has
+                    // given this node up meanwhile says so.
+                    self.affirm_all(cx);
+                }
+            }
             // A linked node that is no neighbour hears of the accusation too.
             Key::Suspicion { accused, .. }
                 if self.links.contains_key(&accused) && !self.is_neighbour(accused) =>
@@ -106,7 +117,12 @@ impl<P: Peer> Membership<P> {
             Key::Node(node) if node == self.local && outcome != Outcome::Incomplete => {
                 self.on_own_version(cx, version);
             }
-            Key::Node(node) if held => self.on_version(cx, node, version),
+            Key::Node(node) if held => {
+                if matches!(outcome, Outcome::New { .. }) {
+                    self.reached(cx.now, node, How::Word);
+                }
+                self.on_version(cx, node, version);
+            }
             Key::Suspicion { accused, accuser } if held => {
                 self.on_suspicion(cx, accused, accuser, version);
             }
@@ -160,6 +176,17 @@ impl<P: Peer> Membership<P> {
             }
         }
         self.object(cx, version);
+    }
+
+    /// After a stall somebody has probably accused the local node. It does not wait to hear of it:
+    /// the accusation may lie behind a call that the stall held up, and the next stall begin before
+    /// it comes.
+    pub(super) fn object_unasked(&mut self, cx: &mut Context<'_, P>) {
+        if let Some(own) = cx.version(self.local) {
+            self.stats.own_refutations += 1;
+            self.own.stalled = true;
+            self.object(cx, own);
+        }
     }
 
     fn object(&mut self, cx: &mut Context<'_, P>, version: u64) {

@@ -9,6 +9,8 @@ const LATE: Duration = Duration::from_millis(300);
 /// A stall costs one point of health for each of these, and at most [`STALL_COST`].
 const STALL_UNIT: Duration = Duration::from_secs(2);
 const STALL_COST: u32 = 3;
+/// A node in doubt looks at the time this often.
+pub(super) const PULSE: Duration = Duration::from_millis(500);
 
 impl<P: Peer> Membership<P> {
     /// How much longer than usual this node waits.
@@ -28,7 +30,7 @@ impl<P: Peer> Membership<P> {
 
     /// Notices that a timer is overdue. The answers and objections of the lost time are still to
     /// be read, so whatever waits for them gets that time back.
-    pub(super) fn notice_stall(&mut self, cx: &Context<'_, P>) {
+    pub(super) fn notice_stall(&mut self, cx: &mut Context<'_, P>) {
         let late = cx.now.since(self.timer);
         if late < LATE {
             return;
@@ -56,6 +58,10 @@ impl<P: Peer> Membership<P> {
             *at = *at + late;
         }
         self.set_timer(cx.now);
+        // Somebody's probe has failed meanwhile, or nearly.
+        if late >= self.config.probe_timeout * 5 / 8 {
+            self.object_unasked(cx);
+        }
     }
 
     /// Somebody was heard: this node is not alone.

@@ -197,7 +197,7 @@ impl<P: Peer> Membership<P> {
             chance,
             out,
         };
-        self.notice_stall(&cx);
+        self.notice_stall(&mut cx);
         match input {
             Input::Message { from, message } => {
                 self.hear_from(now, from);
@@ -354,7 +354,12 @@ impl<P: Peer> Membership<P> {
             .chain(self.checks.iter().map(Check::due))
             .chain(self.errands.iter().map(Errand::due))
             .min();
-        self.timer = first.unwrap_or(now).max(now + STEP);
+        let mut first = first.unwrap_or(now);
+        if self.health > 0 {
+            // Who waits long between two probes must notice its next stall all the same.
+            first = first.min(now + health::PULSE);
+        }
+        self.timer = first.max(now + STEP);
     }
 }
 

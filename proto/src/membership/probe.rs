@@ -9,7 +9,7 @@ const MAX_CHECKS: usize = 16;
 /// Checks on behalf of others at one time, in all and for one neighbour.
 const MAX_ERRANDS: usize = 32;
 const MAX_ERRANDS_EACH: usize = 4;
-/// Helpers that have not answered are asked again after this.
+/// Helpers are asked again after this.
 const ASK_AGAIN: Duration = Duration::from_millis(300);
 /// A check of a node that must be dialled first takes this many times as long, unless its link
 /// has just ended: on bad links a handshake takes longer than a ping.
@@ -19,6 +19,9 @@ const DIALLED: u32 = 3;
 const NACK: Duration = Duration::from_millis(300);
 /// A neighbour that so often answers only through others is reached one way only: it is replaced.
 const ONE_WAY: u8 = 3;
+/// A check whose target is heard meanwhile, only not with an answer, goes on this many times: on bad
+/// links that is likelier than that the target does not hear this node, or died just now.
+const MAX_RENEWALS: u8 = 2;
 /// Shortest and longest time before a ping is repeated.
 const REPEAT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(400));
 
@@ -34,6 +37,8 @@ pub(super) struct Check<P> {
     /// When the helpers are asked, again and again.
     ask_at: Moment,
     deadline: Moment,
+    /// How often the deadline was put off because the target was heard.
+    renewals: u8,
     /// Who was asked, and whether it answered that it got no answer either.
     helpers: Vec<(P, bool)>,
 }
@@ -88,6 +93,8 @@ pub(super) enum How {
     Link,
     /// Another node has its answer.
     Indirect,
+    /// It has said something new, which came by whatever way.
+    Word,
 }
 
 /// Why a node is checked.
@@ -162,6 +169,7 @@ impl<P: Peer> Membership<P> {
             ping_at: cx.now,
             ask_at: cx.now + direct,
             deadline: cx.now + self.stretch(timeout),
+            renewals: 0,
             helpers: Vec::new(),
         };
         if alone {
@@ -177,7 +185,7 @@ impl<P: Peer> Membership<P> {
         let mut checks = std::mem::take(&mut self.checks);
         let mut failed = Vec::new();
         checks.retain_mut(|check| {
-            if cx.now >= check.deadline {
+            if cx.now >= check.deadline && !self.renew(cx.now, check) {
                 failed.push((check.target, check.started, self.blame(cx, check)));
                 return false;
             }
@@ -188,6 +196,22 @@ impl<P: Peer> Membership<P> {
         for (target, started, own_fault) in failed {
             self.check_failed(cx, target, started, own_fault);
         }
+    }
+
+    /// Puts a check's deadline off when its target was heard in the last half of a probe's time.
+    fn renew(&self, now: Moment, check: &mut Check<P>) -> bool {
+        let timeout = self.config.probe_timeout;
+        let heard = |held: &super::Neighbour<P>| {
+            held.peer == check.target
+                && held.heard > check.started
+                && now.since(held.heard) < timeout / 2
+        };
+        let renew = check.renewals < MAX_RENEWALS && self.neighbours.iter().any(heard);
+        if renew {
+            check.renewals += 1;
+            check.deadline = now + self.stretch(timeout);
+        }
+        renew
     }
 
     /// Pings the target and asks the helpers, as far as it is time.
@@ -204,11 +228,10 @@ impl<P: Peer> Membership<P> {
             if check.helpers.is_empty() {
                 check.helpers = self.helpers(cx, check.target);
             }
-            for (helper, answered) in &check.helpers {
-                if !answered {
-                    let (seq, target) = (check.seq, check.target);
-                    cx.send(*helper, Message::PingRequest { seq, target });
-                }
+            // Those who had no answer yet may have one by now, and it may have been lost.
+            for (helper, _) in &check.helpers {
+                let (seq, target) = (check.seq, check.target);
+                cx.send(*helper, Message::PingRequest { seq, target });
             }
         }
     }
@@ -255,6 +278,9 @@ impl<P: Peer> Membership<P> {
             return;
         };
         let check = self.checks.swap_remove(at);
+        if how == How::Word {
+            return;
+        }
         self.mend();
         self.stats.probes_indirect += u64::from(how == How::Indirect);
         if let Some(neighbour) = self.neighbours.iter_mut().find(|held| held.peer == target) {

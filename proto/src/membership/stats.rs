@@ -21,7 +21,7 @@ pub struct MembershipStats {
     pub refuted: u64,
     /// Nodes declared dead here.
     pub deaths: u64,
-    /// Times this node objected to its own death.
+    /// Times this node objected to its own death, accused or, after a stall, unasked.
     pub own_refutations: u64,
     /// Facts sent to a neighbour as part of a flood.
     pub floods: u64,

@@ -407,6 +407,14 @@ impl<P: Peer> Membership<P> {
         Some(peer)
     }
 
+    /// Asks all neighbours whether they are.
+    pub(super) fn affirm_all(&mut self, cx: &mut Context<'_, P>) {
+        for held in &mut self.neighbours {
+            held.affirmed = cx.now;
+            cx.send(held.peer, Message::Neighbor { urgent: false });
+        }
+    }
+
     /// Removes a neighbour; says whether it was one.
     fn remove_neighbour(&mut self, peer: P) -> bool {
         let Some(at) = self.neighbours.iter().position(|held| held.peer == peer) else {

@@ -6,6 +6,9 @@ use meshwork_identity::NodeId;
 
 use super::{ProbeKind, Route};
 
+/// Ways that packets go over beside the one in use while that is in doubt.
+pub const MAX_SPREAD: usize = 2;
+
 /// What the machine is told.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Event<'a> {
@@ -46,6 +49,9 @@ pub enum Event<'a> {
     Taken(SocketAddr),
     /// Whether there is a NAT between our socket and the peer.
     Nated(bool),
+    /// A NAT shows another peer a new address for the socket in use: what this peer sends to the old
+    /// one may not arrive.
+    Remapped,
     /// Another socket is to be used from now on.
     Rotated {
         /// Its number.
@@ -74,6 +80,9 @@ pub enum Action {
     },
     /// Send everything for the peer this way.
     Use(Route),
+    /// While the way in use is in doubt, the next packets go over these, too. None: it is not, or
+    /// there is no other.
+    Spread([Option<Route>; MAX_SPREAD]),
     /// Nothing is known of this way any more; packets from there are not the peer's.
     Forget(Route),
     /// A way by NAT or relay is not in use any more, and a search for a better one has found none:

@@ -13,7 +13,7 @@ mod probe;
 mod route;
 mod traffic;
 
-pub use event::{Action, Event};
+pub use event::{Action, Event, MAX_SPREAD};
 pub use lifetime::MappingLifetime;
 pub use nat::{NatClass, Strategy, classify, pair};
 pub use peer::PeerPaths;

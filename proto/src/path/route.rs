@@ -62,10 +62,11 @@ pub fn canonical(addr: SocketAddr) -> SocketAddr {
 /// probes that they bound.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PathConfig {
-    /// Silence under traffic after which the path in use is probed. Default: 250 ms.
+    /// Silence under traffic after which the path in use is probed; longer where a round trip is.
+    /// Default: 150 ms.
     pub ping_after: Duration,
-    /// Silence under traffic after which all paths are probed, and the first that answers is used.
-    /// Default: 400 ms.
+    /// Silence under traffic after which all paths are probed at the earliest, so that another one
+    /// is known to work when the one in use is found broken. Default: 300 ms.
     pub search_after: Duration,
     /// Time between two probes of a path behind a NAT while much goes over it, so that a changed
     /// mapping is learnt of at once. Default: 500 ms.
@@ -79,8 +80,8 @@ pub struct PathConfig {
 impl Default for PathConfig {
     fn default() -> Self {
         Self {
-            ping_after: Duration::from_millis(250),
-            search_after: Duration::from_millis(400),
+            ping_after: Duration::from_millis(150),
+            search_after: Duration::from_millis(300),
             busy_ping: Duration::from_millis(500),
             keep_alive: Duration::from_secs(15),
             overlap: Duration::from_secs(30),

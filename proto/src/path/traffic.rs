@@ -84,6 +84,12 @@ impl Traffic {
         self.unanswered = None;
     }
 
+    /// The way works, and nothing comes: the stream is over until more does.
+    pub(super) fn end_stream(&mut self) {
+        self.streaming_in = None;
+        self.busy = None;
+    }
+
     /// Nothing is missed any more.
     pub(super) fn give_up(&mut self) {
         self.unanswered = None;

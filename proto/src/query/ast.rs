@@ -2,11 +2,9 @@
 
 use std::fmt;
 
-use meshwork_identity::NodeId;
-
-use super::field::{Field, GpuField, NodeField};
+use super::field::{Field, GpuField, NodeField, Subject};
 use super::value::{Op, Test};
-use crate::announcement::{Announcement, Gpu};
+use crate::announcement::Gpu;
 
 /// `and`, `or` and `not` over leaves. In normal form no `And` stands directly in an `And`, no `Or`
 /// in an `Or`, and both have two items or more; the empty `And`, at the top only, is "everything".
@@ -76,6 +74,15 @@ impl<L> Tree<L> {
         }
     }
 
+    /// Whether `of` holds for one of the leaves.
+    pub(crate) fn has(&self, of: &impl Fn(&L) -> bool) -> bool {
+        match self {
+            Self::And(items) | Self::Or(items) => items.iter().any(|tree| tree.has(of)),
+            Self::Not(tree) => tree.has(of),
+            Self::Leaf(leaf) => of(leaf),
+        }
+    }
+
     /// Whether it holds, given which leaves do.
     pub(crate) fn holds(&self, leaf: &impl Fn(&L) -> bool) -> bool {
         match self {
@@ -88,23 +95,34 @@ impl<L> Tree<L> {
 }
 
 impl NodeLeaf {
-    /// Whether a node satisfies it.
-    pub(super) fn holds(&self, node: &NodeId, announcement: &Announcement) -> bool {
-        let gpus = &announcement.hardware.gpus;
+    /// Whether it asks for what changes with every beat.
+    pub(super) fn is_live(&self) -> bool {
+        let of_gpu = |tree: &Tree<Test<GpuField>>| tree.has(&|test| test.field.is_live());
         match self {
-            Self::Test(test) => test.field.any(node, announcement, &mut |v| test.accepts(v)),
-            Self::Gpu(tree) => gpus.iter().any(|gpu| gpu_holds(tree, gpu)),
+            Self::Test(test) => test.field.is_live(),
+            Self::Gpu(tree) => of_gpu(tree),
+            Self::Count(tree, ..) => tree.as_ref().is_some_and(of_gpu),
+        }
+    }
+
+    /// Whether a node satisfies it.
+    pub(super) fn holds(&self, subject: Subject<'_>) -> bool {
+        match self {
+            Self::Test(test) => test.field.any(subject, &mut |v| test.accepts(v)),
+            Self::Gpu(tree) => subject.gpus().any(|gpu| gpu_holds(tree, gpu)),
             Self::Count(filter, op, number) => {
-                let fits = |gpu: &&Gpu| filter.as_ref().is_none_or(|tree| gpu_holds(tree, gpu));
-                let count = gpus.iter().filter(fits).count();
+                let fits = |gpu: &(&Gpu, Option<u64>)| {
+                    filter.as_ref().is_none_or(|tree| gpu_holds(tree, *gpu))
+                };
+                let count = subject.gpus().filter(fits).count();
                 op.orders(count.cmp(&usize::try_from(*number).unwrap_or(usize::MAX)))
             }
         }
     }
 }
 
-fn gpu_holds(tree: &Tree<Test<GpuField>>, gpu: &Gpu) -> bool {
-    tree.holds(&|test| test.field.of(gpu, &mut |v| test.accepts(v)))
+fn gpu_holds(tree: &Tree<Test<GpuField>>, (gpu, free): (&Gpu, Option<u64>)) -> bool {
+    tree.holds(&|test| test.field.of(gpu, free, &mut |v| test.accepts(v)))
 }
 
 /// Half-sorted: either wholly about one GPU, or about the node.

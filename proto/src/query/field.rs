@@ -6,6 +6,7 @@ use meshwork_identity::NodeId;
 
 use super::value::{Kind, Value};
 use crate::announcement::{Announcement, Gpu};
+use crate::beat::Availability;
 
 /// A closed set of fields.
 pub(crate) trait Field: Copy + Eq + fmt::Debug + 'static {
@@ -23,6 +24,10 @@ pub(crate) trait Field: Copy + Eq + fmt::Debug + 'static {
     fn kind(self) -> Kind {
         self.row().2
     }
+
+    /// Whether it changes with every beat, and is unknown of a node without one. What is unknown
+    /// satisfies no comparison, `!=` neither.
+    fn is_live(self) -> bool;
 
     /// Whether it ignores letter case.
     fn folds(self) -> bool {
@@ -80,6 +85,10 @@ pub(crate) enum NodeField {
     Models,
     Tools,
     Services,
+    FreeCpu,
+    FreeMemory,
+    FreeGpus,
+    Healthy,
 }
 
 /// A field of one GPU. Names stand without `gpu.`.
@@ -93,6 +102,48 @@ pub(crate) enum GpuField {
     Mig,
     Uuid,
     Index,
+    Free,
+}
+
+/// A node, as a query looks at it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Subject<'a> {
+    pub(crate) node: &'a NodeId,
+    pub(crate) said: &'a Announcement,
+    /// What it has free, if that is known.
+    pub(crate) free: Option<&'a Availability>,
+}
+
+impl<'a> Subject<'a> {
+    /// Its GPUs, each with what is free of its memory.
+    pub(crate) fn gpus(self) -> impl Iterator<Item = (&'a Gpu, Option<u64>)> {
+        let used = self.free.map_or(&[][..], |free| &free.vram_used);
+        let used = used
+            .iter()
+            .copied()
+            .map(Some)
+            .chain(std::iter::repeat(None));
+        let gpus = self.said.hardware.gpus.iter().zip(used);
+        gpus.map(|(gpu, used)| (gpu, used.map(|used| gpu.vram.saturating_sub(used))))
+    }
+
+    /// The free amount of one slot.
+    fn free(self, slot: &str) -> Value<'a> {
+        let mut slots = self.free.map_or(&[][..], |free| &free.free).iter();
+        let amount = slots.find(|(name, _)| name == slot);
+        amount.map_or(Value::Missing, |(_, amount)| Value::Number(*amount))
+    }
+
+    /// GPUs that a kernel may be given: `gpu`, or the devices of each kind.
+    fn free_gpus(self) -> Value<'a> {
+        let Some(free) = self.free else {
+            return Value::Missing;
+        };
+        let is_device = |slot: &str| slot == "gpu" || slot.ends_with(".device");
+        let devices = free.free.iter().filter(|(slot, _)| is_device(slot));
+        let count = devices.fold(0u64, |sum, (_, count)| sum.saturating_add(*count));
+        Value::Number(count)
+    }
 }
 
 impl Field for NodeField {
@@ -122,6 +173,10 @@ impl Field for NodeField {
         (Self::Models, "models", Kind::Set),
         (Self::Tools, "tools", Kind::Set),
         (Self::Services, "services", Kind::Set),
+        (Self::FreeCpu, "free.cpu", Kind::Threads),
+        (Self::FreeMemory, "free.mem", Kind::Size),
+        (Self::FreeGpus, "free.gpus", Kind::Number),
+        (Self::Healthy, "healthy", Kind::Flag),
     ];
     const ALIASES: &'static [(&'static str, Self)] = &[
         ("cores", Self::CpuCores),
@@ -134,7 +189,16 @@ impl Field for NodeField {
         ("image", Self::Images),
         ("tool", Self::Tools),
         ("service", Self::Services),
+        ("free.memory", Self::FreeMemory),
+        ("free.gpu", Self::FreeGpus),
     ];
+
+    fn is_live(self) -> bool {
+        matches!(
+            self,
+            Self::FreeCpu | Self::FreeMemory | Self::FreeGpus | Self::Healthy
+        )
+    }
 }
 
 impl Field for GpuField {
@@ -147,9 +211,17 @@ impl Field for GpuField {
         (Self::Mig, "mig", Kind::Flag),
         (Self::Uuid, "uuid", Kind::Text),
         (Self::Index, "index", Kind::Number),
+        (Self::Free, "free", Kind::Size),
     ];
     const ALIASES: &'static [(&'static str, Self)] = &[];
+
+    fn is_live(self) -> bool {
+        self == Self::Free
+    }
 }
+
+/// Other names of `gpu.free`, as they stand outside `gpu[…]`.
+pub(super) const FREE_GPU_MEMORY: [&str; 2] = ["free.gpu.vram", "free.vram"];
 
 /// GPU fields that may stand outside `gpu[…]` without their `gpu.`.
 pub(super) const SHORT_GPU_FIELDS: [&str; 3] = ["vram", "vendor", "driver"];
@@ -160,12 +232,8 @@ pub(super) const GPU_COUNT: &str = "gpus";
 impl NodeField {
     /// Whether `test` accepts one of the field's values. Sets have as many values as members,
     /// every other field has exactly one, which may be [`Value::Missing`].
-    pub(crate) fn any(
-        self,
-        node: &NodeId,
-        announcement: &Announcement,
-        test: &mut dyn FnMut(Value<'_>) -> bool,
-    ) -> bool {
+    pub(crate) fn any(self, subject: Subject<'_>, test: &mut dyn FnMut(Value<'_>) -> bool) -> bool {
+        let (node, announcement) = (subject.node, subject.said);
         let (hardware, software) = (&announcement.hardware, &announcement.software);
         match self {
             Self::Id => test(Value::Text(&node.to_string())),
@@ -199,13 +267,26 @@ impl NodeField {
             Self::Models => any_text(&announcement.models, test),
             Self::Tools => any_text(&announcement.tools, test),
             Self::Services => any_text(&announcement.services, test),
+            Self::FreeCpu => test(subject.free("cpu")),
+            Self::FreeMemory => test(subject.free("mem")),
+            Self::FreeGpus => test(subject.free_gpus()),
+            Self::Healthy => test(
+                subject
+                    .free
+                    .map_or(Value::Missing, |free| Value::Flag(free.healthy)),
+            ),
         }
     }
 }
 
 impl GpuField {
-    /// Whether `test` accepts the field's one value.
-    pub(crate) fn of(self, gpu: &Gpu, test: &mut dyn FnMut(Value<'_>) -> bool) -> bool {
+    /// Whether `test` accepts the field's one value; `free` is what is known to be free of the memory.
+    pub(crate) fn of(
+        self,
+        gpu: &Gpu,
+        free: Option<u64>,
+        test: &mut dyn FnMut(Value<'_>) -> bool,
+    ) -> bool {
         match self {
             Self::Vram => test(Value::Number(gpu.vram)),
             Self::Vendor => test(Value::Text(&gpu.vendor)),
@@ -218,6 +299,7 @@ impl GpuField {
             Self::Mig => test(Value::Flag(gpu.mig)),
             Self::Uuid => test(Value::Text(&gpu.uuid)),
             Self::Index => test(Value::Number(gpu.index.into())),
+            Self::Free => test(free.map_or(Value::Missing, Value::Number)),
         }
     }
 }

@@ -288,6 +288,7 @@ fn write_literal(literal: &Literal) -> Json {
         Literal::Text(_)
         | Literal::Folded(_)
         | Literal::Size(_)
+        | Literal::Millis(_)
         | Literal::Version(_)
         | Literal::Subnet(_) => Json::from(literal.to_plain()),
     }

@@ -3,7 +3,7 @@
 use super::MAX_TERMS;
 use super::ast::{NodeLeaf, Raw};
 use super::error::nearest;
-use super::field::{Field, GPU_COUNT, GpuField, NodeField, SHORT_GPU_FIELDS};
+use super::field::{FREE_GPU_MEMORY, Field, GPU_COUNT, GpuField, NodeField, SHORT_GPU_FIELDS};
 use super::value::{Kind, Literal, Op, Test};
 
 /// A comparison as it was written.
@@ -47,6 +47,9 @@ impl Leaf for Raw {
         let short = SHORT_GPU_FIELDS
             .contains(&name.as_str())
             .then_some(name.as_str());
+        if FREE_GPU_MEMORY.contains(&name.as_str()) {
+            return test(GpuField::Free, written).map(Self::Bare);
+        }
         if let Some(field) = name.strip_prefix("gpu.").or(short).and_then(GpuField::find) {
             return test(field, written).map(Self::Bare);
         }
@@ -62,6 +65,11 @@ impl Leaf for Test<GpuField> {
 
     fn compare(written: &Written<'_>) -> Result<Self, Fault> {
         let name = written.field.to_ascii_lowercase();
+        let name = if FREE_GPU_MEMORY.contains(&name.as_str()) {
+            GpuField::Free.name().to_owned()
+        } else {
+            name
+        };
         match GpuField::find(name.strip_prefix("gpu.").unwrap_or(&name)) {
             Some(field) => test(field, written),
             None if NodeField::find(&name).is_some() => Err((

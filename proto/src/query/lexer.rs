@@ -70,7 +70,8 @@ pub(super) fn tokens(text: &str) -> Result<Vec<Token<'_>>, QueryError> {
     Ok(tokens)
 }
 
-fn ends_word(c: char) -> bool {
+/// Whether no word goes on with this.
+pub(super) fn ends_word(c: char) -> bool {
     c.is_whitespace() || c.is_control() || "()[],\"'=!<>~".contains(c)
 }
 

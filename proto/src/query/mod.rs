@@ -41,6 +41,13 @@
 //! - A value that a node does not state equals nothing, lies in no order and contains nothing, and
 //!   `a != b` is exactly the opposite of `a = b`.
 //!
+//! # What is free
+//! `free.cpu` (hardware threads, up to three decimals), `free.mem`, `free.gpus`, `gpu.free` (memory of
+//! one GPU; also `free.gpu.vram`) and `healthy` are as the node's latest beat says. Of a node that sent
+//! none since its announcement, or that is believed dead, they are unknown, and what is unknown
+//! satisfies no comparison: neither `free.gpus = 0` nor `free.gpus != 0`. `not` is still the opposite:
+//! `not free.gpus > 0` holds for it.
+//!
 //! An unknown field, operator or kind of value is an error when the query is read, never a test
 //! that is left out.
 
@@ -60,10 +67,11 @@ use std::str::FromStr;
 use meshwork_identity::NodeId;
 
 use crate::announcement::Announcement;
+use crate::beat::Availability;
 
 pub(crate) use ast::{NodeLeaf, Tree};
 pub use error::QueryError;
-pub(crate) use field::{Field, GpuField, NodeField};
+pub(crate) use field::{Field, GpuField, NodeField, Subject};
 pub use json::JsonFilter;
 pub use scope::{Asker, ScopeFilter, View};
 pub(crate) use value::{Literal, Op, Test, Value};
@@ -109,9 +117,30 @@ impl Query {
         matches!(&self.tree, Tree::And(items) if items.is_empty())
     }
 
-    /// Whether this node satisfies it. Scopes are not asked: that is [`View`]'s part.
+    /// Whether it asks for what a node has free, or whether it is well.
+    pub fn asks_free(&self) -> bool {
+        self.tree.has(&NodeLeaf::is_live)
+    }
+
+    /// Whether this node satisfies it, as far as its announcement tells: what it has free is unknown.
+    /// Scopes are not asked: that is [`View`]'s part.
     pub fn matches(&self, node: &NodeId, announcement: &Announcement) -> bool {
-        self.tree.holds(&|leaf| leaf.holds(node, announcement))
+        self.matches_with(node, announcement, None)
+    }
+
+    /// The same, given what it has free.
+    pub fn matches_with(
+        &self,
+        node: &NodeId,
+        announcement: &Announcement,
+        free: Option<&Availability>,
+    ) -> bool {
+        let subject = Subject {
+            node,
+            said: announcement,
+            free,
+        };
+        self.tree.holds(&|leaf| leaf.holds(subject))
     }
 
     pub(crate) fn tree(&self) -> &Tree<NodeLeaf> {

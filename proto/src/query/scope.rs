@@ -6,18 +6,15 @@
 //! `scope:` tag that is none of these hides the node as `scope:subnet-local` does: a misspelt
 //! narrowing must not widen.
 //!
-//! A filter comes from other languages as JSON: `{"kind": "any"}`, `{"kind": "global_only"}`,
-//! `{"kind": "same_subnet"}`, `{"kind": "tenant", "tenant": "oem-123"}`,
-//! `{"kind": "tenants", "tenants": ["a", "b"]}`, `{"kind": "region", "region": "eu"}`,
-//! `{"kind": "regions", "regions": ["eu", "us"]}`; beyond these, `own` and `everything`.
-//!
 //! Scopes keep lists tidy; they are no access control. Tokens say who may do what.
+
+mod filter;
+mod text;
 
 use std::collections::BTreeSet;
 
-use serde::{Deserialize, Serialize};
-
 use crate::announcement::{Announcement, Subnet};
+pub use filter::{ScopeFilter, ScopeFilterError};
 
 /// Who asks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,140 +25,6 @@ pub struct Asker {
     pub tenants: BTreeSet<String>,
     /// Its region.
     pub region: Option<String>,
-}
-
-/// What the asker wants to see. Every choice shows nodes that are not narrowed, too. Written and read
-/// as JSON only.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "RawFilter", into = "RawFilter")]
-pub enum ScopeFilter {
-    /// Every node, narrowed or not: the operator's view.
-    Everything,
-    /// Every node but those that are narrowed to a subnet, whatever tenants and regions they name.
-    Any,
-    /// Nodes that are not narrowed, and no others.
-    GlobalOnly,
-    /// All that is narrowed to the asker's own subnet, tenants or region.
-    #[default]
-    Own,
-    /// What is narrowed to the asker's subnet.
-    SameSubnet,
-    /// What is narrowed to one of these tenants.
-    Tenants(BTreeSet<String>),
-    /// What is narrowed to one of these regions.
-    Regions(BTreeSet<String>),
-}
-
-/// Most tenants or regions in one filter.
-const MAX_NAMES: usize = 256;
-
-/// A filter as it is written.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[serde(expecting = "a scope object such as {\"kind\": \"tenant\", \"tenant\": \"oem-123\"}")]
-struct RawFilter {
-    kind: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    tenant: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    tenants: Option<BTreeSet<String>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    region: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    regions: Option<BTreeSet<String>>,
-}
-
-/// Why JSON is no scope filter.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ScopeFilterError {
-    /// There is no such kind.
-    #[error(
-        "`{0}` is no kind of scope: use any, global_only, same_subnet, tenant, tenants, region, \
-         regions, own or everything"
-    )]
-    Kind(String),
-    /// The kind needs another key, or does not take one that is there.
-    #[error("a scope of kind `{kind}` has {wanted}, and nothing else")]
-    Keys {
-        /// The kind.
-        kind: String,
-        /// What it has.
-        wanted: &'static str,
-    },
-    /// A name is empty, or there is none, or there are too many.
-    #[error("a scope names 1 to {MAX_NAMES} tenants or regions, none of them empty")]
-    Names,
-}
-
-impl TryFrom<RawFilter> for ScopeFilter {
-    type Error = ScopeFilterError;
-
-    fn try_from(raw: RawFilter) -> Result<Self, ScopeFilterError> {
-        let RawFilter {
-            kind,
-            tenant,
-            tenants,
-            region,
-            regions,
-        } = raw;
-        let plain = match kind.as_str() {
-            "any" => Some(Self::Any),
-            "global_only" => Some(Self::GlobalOnly),
-            "same_subnet" => Some(Self::SameSubnet),
-            "own" => Some(Self::Own),
-            "everything" => Some(Self::Everything),
-            _ => None,
-        };
-        let wanted = match kind.as_str() {
-            "tenant" => "the key `tenant`",
-            "tenants" => "the key `tenants`, a list",
-            "region" => "the key `region`",
-            "regions" => "the key `regions`, a list",
-            _ if plain.is_some() => "no other key",
-            _ => return Err(ScopeFilterError::Kind(kind)),
-        };
-        match (kind.as_str(), tenant, tenants, region, regions) {
-            ("tenant", Some(name), None, None, None) => Ok(Self::Tenants(names([name].into())?)),
-            ("tenants", None, Some(all), None, None) => Ok(Self::Tenants(names(all)?)),
-            ("region", None, None, Some(name), None) => Ok(Self::Regions(names([name].into())?)),
-            ("regions", None, None, None, Some(all)) => Ok(Self::Regions(names(all)?)),
-            (_, None, None, None, None) if plain.is_some() => Ok(plain.unwrap_or_default()),
-            _ => Err(ScopeFilterError::Keys { kind, wanted }),
-        }
-    }
-}
-
-fn names(names: BTreeSet<String>) -> Result<BTreeSet<String>, ScopeFilterError> {
-    let fits = (1..=MAX_NAMES).contains(&names.len()) && names.iter().all(|name| !name.is_empty());
-    if fits {
-        Ok(names)
-    } else {
-        Err(ScopeFilterError::Names)
-    }
-}
-
-impl From<ScopeFilter> for RawFilter {
-    fn from(filter: ScopeFilter) -> Self {
-        let kind = |kind: &str| Self {
-            kind: kind.to_owned(),
-            ..Self::default()
-        };
-        match filter {
-            ScopeFilter::Everything => kind("everything"),
-            ScopeFilter::Any => kind("any"),
-            ScopeFilter::GlobalOnly => kind("global_only"),
-            ScopeFilter::Own => kind("own"),
-            ScopeFilter::SameSubnet => kind("same_subnet"),
-            ScopeFilter::Tenants(names) => Self {
-                tenants: Some(names),
-                ..kind("tenants")
-            },
-            ScopeFilter::Regions(names) => Self {
-                regions: Some(names),
-                ..kind("regions")
-            },
-        }
-    }
 }
 
 /// Who asks, and what they want to see.
@@ -199,6 +62,50 @@ pub(crate) enum Shown {
     All,
     AllBut(Group),
     OneOf(BTreeSet<Group>),
+    /// The nodes of this subnet; of none, those without one that are not narrowed to it either.
+    Of(Option<Subnet>),
+}
+
+/// The tags of a node that decide who finds it: those of the strictest kind that it has, in order.
+/// None of a node that is not narrowed.
+pub fn narrowing_tags(announcement: &Announcement) -> Vec<&str> {
+    let tags = announcement.tags.iter().map(String::as_str);
+    let narrowing: Vec<_> = tags
+        .filter_map(|tag| Some((Narrowing::by(tag)?.rank(), tag)))
+        .collect();
+    let strictest = narrowing.iter().map(|(rank, _)| *rank).min();
+    let of_it = narrowing
+        .into_iter()
+        .filter(|(rank, _)| Some(*rank) == strictest);
+    of_it.map(|(_, tag)| tag).collect()
+}
+
+/// What one tag does to its node.
+enum Narrowing<'a> {
+    Subnet,
+    Tenant(&'a str),
+    Region(&'a str),
+}
+
+impl<'a> Narrowing<'a> {
+    fn by(tag: &'a str) -> Option<Self> {
+        let scope = tag.strip_prefix("scope:")?;
+        match scope.split_once(':') {
+            Some(("tenant", id)) if !id.is_empty() => Some(Self::Tenant(id)),
+            Some(("region", name)) if !name.is_empty() => Some(Self::Region(name)),
+            None if scope == "global" => None,
+            _ => Some(Self::Subnet),
+        }
+    }
+
+    /// 0 is the strictest.
+    fn rank(&self) -> u8 {
+        match self {
+            Self::Subnet => 0,
+            Self::Tenant(_) => 1,
+            Self::Region(_) => 2,
+        }
+    }
 }
 
 impl View {
@@ -225,6 +132,10 @@ impl View {
             Shown::All => true,
             Shown::AllBut(hidden) => groups.all(|group| group != hidden),
             Shown::OneOf(shown) => groups.any(|group| shown.contains(&group)),
+            Shown::Of(subnet) => {
+                let homeless = subnet.is_none() && groups.any(|group| group == Group::Local);
+                announcement.subnet == subnet && !homeless
+            }
         }
     }
 
@@ -246,7 +157,7 @@ impl View {
                 .chain(tenants(&asker.tenants))
                 .chain(asker.region.iter().cloned().map(Group::Region))
                 .collect(),
-            ScopeFilter::SameSubnet => subnet.collect(),
+            ScopeFilter::SameSubnet => return Shown::Of(asker.subnet.clone()),
             ScopeFilter::Tenants(names) => tenants(names),
             ScopeFilter::Regions(names) => regions(names),
         };
@@ -258,15 +169,15 @@ impl Audience {
     /// The strictest audience that a node's tags name.
     pub(crate) fn of(announcement: &Announcement) -> Self {
         let (mut tenants, mut regions) = (BTreeSet::new(), BTreeSet::new());
-        for tag in &announcement.tags {
-            let Some(scope) = tag.strip_prefix("scope:") else {
-                continue;
-            };
-            match scope.split_once(':') {
-                Some(("tenant", id)) if !id.is_empty() => tenants.insert(id.to_owned()),
-                Some(("region", name)) if !name.is_empty() => regions.insert(name.to_owned()),
-                None if scope == "global" => false,
-                _ => return Self::Subnet(announcement.subnet.clone()),
+        for narrowing in announcement
+            .tags
+            .iter()
+            .filter_map(|tag| Narrowing::by(tag))
+        {
+            match narrowing {
+                Narrowing::Subnet => return Self::Subnet(announcement.subnet.clone()),
+                Narrowing::Tenant(id) => tenants.insert(id.to_owned()),
+                Narrowing::Region(name) => regions.insert(name.to_owned()),
             };
         }
         if !tenants.is_empty() {
@@ -328,17 +239,20 @@ mod tests {
         let regions = view(ScopeFilter::Regions(set(&["eu"])));
         // As seen by: own, any, global_only, same_subnet, tenants, regions.
         for (tags, subnet, shown) in [
-            (&[][..], None, "yyyyyy"),
-            (&[], Some("4"), "yyyyyy"),
-            (&["scope:global", "prod"], None, "yyyyyy"),
+            (&[][..], None, "yyy-yy"),
+            (&[], Some("4"), "yyy-yy"),
+            (&[], Some("3.7"), "yyyyyy"),
+            (&["scope:global", "prod"], None, "yyy-yy"),
             (&["scope:subnet-local"], Some("3.7"), "y--y--"),
             (&["scope:subnet-local"], Some("3.7.1"), "------"),
             (&["scope:subnet-local"], None, "------"),
             (&["scope:tenant:acme"], None, "yy--y-"),
             (&["scope:tenant:other"], None, "-y--y-"),
+            (&["scope:tenant:other"], Some("3.7"), "-y-yy-"),
             (&["scope:tenant:a", "scope:tenant:acme"], None, "yy--y-"),
             (&["scope:region:eu"], None, "yy---y"),
             (&["scope:region:us"], None, "-y----"),
+            (&["scope:region:us"], Some("3.7"), "-y-y--"),
             (&["scope:tenant:zzz", "scope:region:eu"], None, "-y----"),
             (
                 &["scope:tenant:acme", "scope:subnet-local"],
@@ -365,69 +279,106 @@ mod tests {
     }
 
     #[test]
-    fn filters_read_from_json() {
-        for (json, filter) in [
-            (r#"{"kind":"any"}"#, ScopeFilter::Any),
-            (r#"{"kind":"global_only"}"#, ScopeFilter::GlobalOnly),
-            (r#"{"kind":"same_subnet"}"#, ScopeFilter::SameSubnet),
-            (r#"{"kind":"own"}"#, ScopeFilter::Own),
-            (r#"{"kind":"everything"}"#, ScopeFilter::Everything),
+    fn the_tags_that_decide_are_named() {
+        for (tags, deciding) in [
+            (&["prod"][..], &[][..]),
+            (&["scope:global"], &[]),
             (
-                r#"{"kind":"tenant","tenant":"oem-123"}"#,
-                ScopeFilter::Tenants(set(&["oem-123"])),
+                &["scope:region:eu", "scope:region:us"],
+                &["scope:region:eu", "scope:region:us"],
             ),
-            (
-                r#"{"kind":"tenants","tenants":["a","b"]}"#,
-                ScopeFilter::Tenants(set(&["a", "b"])),
-            ),
-            (
-                r#"{"kind":"region","region":"eu"}"#,
-                ScopeFilter::Regions(set(&["eu"])),
-            ),
-            (
-                r#"{"kind":"regions","regions":["eu","us"]}"#,
-                ScopeFilter::Regions(set(&["eu", "us"])),
-            ),
+            (&["scope:region:eu", "scope:tenant:a"], &["scope:tenant:a"]),
+            (&["scope:oops", "scope:tenant:a"], &["scope:oops"]),
         ] {
-            assert_eq!(serde_json::from_str::<ScopeFilter>(json).unwrap(), filter);
-            let written = serde_json::to_string(&filter).unwrap();
-            assert_eq!(
-                serde_json::from_str::<ScopeFilter>(&written).unwrap(),
-                filter
-            );
+            assert_eq!(narrowing_tags(&node(tags, None)), deciding);
         }
     }
 
-    #[test]
-    fn filters_that_mean_nothing_are_refused() {
-        for (json, reason) in [
-            (
-                r#"{"kind":"tenat","tenant":"a"}"#,
-                "`tenat` is no kind of scope",
-            ),
-            (r#"{"kind":"tenant"}"#, "has the key `tenant`"),
-            (
-                r#"{"kind":"tenant","tenants":["a"]}"#,
-                "has the key `tenant`",
-            ),
-            (
-                r#"{"kind":"tenant","tenant":"a","region":"eu"}"#,
-                "and nothing else",
-            ),
-            (r#"{"kind":"any","tenant":"a"}"#, "has no other key"),
-            (r#"{"kind":"tenant","tenant":""}"#, "none of them empty"),
-            (r#"{"kind":"tenants","tenants":[]}"#, "1 to 256"),
-            (
-                r#"{"kind":"tenant","tenant":"a","min_vram":1}"#,
-                "unknown field `min_vram`",
-            ),
-            (r#"{"tenant":"a"}"#, "missing field `kind`"),
-            (r#""any""#, "a scope object"),
-        ] {
-            let error = serde_json::from_str::<ScopeFilter>(json)
-                .unwrap_err()
-                .to_string();
-            assert!(error.contains(reason), "{json}: {error}");
+    /// The sentences of the seed's "Scoped discovery", one by one.
+    mod seed {
+        use super::*;
+
+        fn shows(kind: &str, subnet: Option<&str>, node: &Announcement) -> bool {
+            let asker = Asker {
+                subnet: subnet.map(|s| s.parse().unwrap()),
+                ..Asker::default()
+            };
+            let filter = serde_json::from_str(kind).unwrap();
+            View { asker, filter }.shows(node)
+        }
+
+        const ANY: &str = r#"{"kind": "any"}"#;
+        const GLOBAL_ONLY: &str = r#"{"kind": "global_only"}"#;
+        const SAME_SUBNET: &str = r#"{"kind": "same_subnet"}"#;
+        const OEM: &str = r#"{"kind": "tenant", "tenant": "oem-123"}"#;
+        const EU: &str = r#"{"kind": "region", "region": "eu"}"#;
+
+        #[test]
+        fn a_pool_is_advertised_to_one_tenant_only() {
+            let pool = node(&["model:llama3-70b", "scope:tenant:oem-123"], None);
+            assert!(shows(OEM, None, &pool));
+            let others = r#"{"kind": "tenant", "tenant": "oem-124"}"#;
+            assert!(!shows(others, None, &pool) && !shows(EU, None, &pool));
+            assert!(!shows(GLOBAL_ONLY, None, &pool));
+        }
+
+        #[test]
+        fn a_tenants_query_returns_untagged_peers_too() {
+            let untagged = node(&["model:llama3-70b"], None);
+            for permissive in [ANY, GLOBAL_ONLY, OEM, EU] {
+                assert!(shows(permissive, None, &untagged), "{permissive}");
+            }
+        }
+
+        #[test]
+        fn subnet_local_is_visible_only_under_same_subnet() {
+            let local = node(&["scope:subnet-local"], Some("3.7"));
+            for kind in [ANY, GLOBAL_ONLY, OEM, EU] {
+                assert!(!shows(kind, Some("3.7"), &local), "{kind}");
+            }
+            assert!(shows(SAME_SUBNET, Some("3.7"), &local));
+            assert!(!shows(SAME_SUBNET, Some("3"), &local));
+            assert!(!shows(SAME_SUBNET, None, &local));
+        }
+
+        #[test]
+        fn same_subnet_means_nodes_of_that_subnet() {
+            let there = node(&["scope:tenant:oem-123"], Some("3.7"));
+            assert!(shows(SAME_SUBNET, Some("3.7"), &there));
+            let elsewhere = node(&[], Some("4"));
+            assert!(!shows(SAME_SUBNET, Some("3.7"), &elsewhere));
+            // Without subnets the mesh is one.
+            assert!(shows(SAME_SUBNET, None, &node(&[], None)));
+            assert!(!shows(
+                SAME_SUBNET,
+                None,
+                &node(&["scope:subnet-local"], None)
+            ));
+        }
+
+        #[test]
+        fn the_plural_kinds_take_lists() {
+            let eu = node(&["scope:region:eu"], None);
+            let both = r#"{"kind": "regions", "regions": ["us", "eu"]}"#;
+            assert!(shows(both, None, &eu) && shows(EU, None, &eu));
+            let other = r#"{"kind": "regions", "regions": ["us"]}"#;
+            assert!(!shows(other, None, &eu));
+            let tenants = r#"{"kind": "tenants", "tenants": ["a", "oem-123"]}"#;
+            assert!(shows(tenants, None, &node(&["scope:tenant:oem-123"], None)));
+        }
+
+        #[test]
+        fn the_strictest_scope_wins() {
+            let all = [
+                "scope:region:eu",
+                "scope:tenant:oem-123",
+                "scope:subnet-local",
+            ];
+            let strictest = node(&all, Some("3.7"));
+            assert!(!shows(OEM, None, &strictest) && !shows(EU, None, &strictest));
+            assert!(shows(SAME_SUBNET, Some("3.7"), &strictest));
+            let tenant = node(&all[..2], None);
+            assert!(shows(OEM, None, &tenant) && !shows(EU, None, &tenant));
         }
     }
 }

@@ -5,6 +5,8 @@ use std::cmp::Ordering;
 use std::fmt;
 
 use crate::announcement::{Role, Subnet};
+use crate::query::field::Field;
+use crate::slots::cpus;
 use crate::units::ByteSize;
 
 /// How a field compares, and what may be written beside it.
@@ -24,6 +26,8 @@ pub(crate) enum Kind {
     Size,
     /// A plain number.
     Number,
+    /// Processor threads, in thousandths.
+    Threads,
     /// Numbers with points between.
     Version,
     /// Yes or no.
@@ -54,6 +58,8 @@ pub(crate) enum Literal {
     /// Bytes.
     Size(u64),
     Number(u64),
+    /// Thousandths.
+    Millis(u64),
     Version(Vec<u64>),
     Flag(bool),
     /// The printed form, as values have it.
@@ -79,10 +85,11 @@ pub(crate) struct Test<F> {
     pub(crate) value: Literal,
 }
 
-impl<F> Test<F> {
+impl<F: Field> Test<F> {
     /// Whether one value of the field satisfies the test.
     pub(crate) fn accepts(&self, value: Value<'_>) -> bool {
         match self.op {
+            _ if value == Value::Missing && self.field.is_live() => false,
             Op::Eq | Op::Has | Op::In => self.value.equals(value),
             Op::Ne => !self.value.equals(value),
             Op::Like => self.value.is_in(value),
@@ -134,7 +141,7 @@ impl Kind {
             }
             Self::Set => &[Op::Has, Op::Like, Op::In],
             Self::Roles => &[Op::Has, Op::In],
-            Self::Size | Self::Number | Self::Version => {
+            Self::Size | Self::Number | Self::Threads | Self::Version => {
                 &[Op::Eq, Op::Ne, Op::Lt, Op::Le, Op::Gt, Op::Ge, Op::In]
             }
             Self::Flag => &[Op::Eq, Op::Ne],
@@ -162,6 +169,7 @@ impl Kind {
                 Ok(number) => Ok(Literal::Number(number)),
                 Err(_) => Err(format!("`{text}` is no whole number")),
             },
+            Self::Threads => threads(text),
             Self::Version => version(text),
             Self::Flag => match text {
                 "true" | "yes" => Ok(Literal::Flag(true)),
@@ -182,6 +190,24 @@ fn size(text: &str) -> Result<Literal, String> {
         return Err(format!("`{text}` has no unit: write {text}GB or {text}GiB"));
     }
     Ok(Literal::Size(bytes))
+}
+
+/// `2`, `1.5`, `0.125`.
+fn threads(text: &str) -> Result<Literal, String> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let sound = (1..=3).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit());
+    let millis = whole
+        .parse::<u64>()
+        .ok()
+        .filter(|_| sound)
+        .and_then(|whole| {
+            let part: u64 = format!("{part:0<3}").parse().ok()?;
+            whole.checked_mul(1000)?.checked_add(part)
+        });
+    let millis = millis.ok_or_else(|| {
+        format!("`{text}` is no number of threads: write 4, or 1.5 with at most three decimals")
+    })?;
+    Ok(Literal::Millis(millis))
 }
 
 /// Most parts of a version that a query may write.
@@ -211,7 +237,7 @@ impl Literal {
     /// How the value stands to this literal, where the two have an order.
     fn order(&self, value: Value<'_>) -> Option<Ordering> {
         match (self, value) {
-            (Self::Size(mine) | Self::Number(mine), Value::Number(theirs)) => {
+            (Self::Size(mine) | Self::Number(mine) | Self::Millis(mine), Value::Number(theirs)) => {
                 Some(theirs.cmp(mine))
             }
             (Self::Version(mine), Value::Text(theirs)) => version_order(theirs, mine),
@@ -292,6 +318,7 @@ impl Literal {
             Self::Text(text) | Self::Folded(text) | Self::Subnet(text) => text.clone(),
             Self::Size(bytes) => exact_size(*bytes),
             Self::Number(number) => number.to_string(),
+            Self::Millis(millis) => cpus(*millis),
             Self::Version(parts) => {
                 let parts: Vec<String> = parts.iter().map(ToString::to_string).collect();
                 parts.join(".")

@@ -19,7 +19,7 @@ impl AnnouncementStore {
             let mut hits: Vec<Known> = slots
                 .into_iter()
                 .filter_map(|slot| self.known(slot))
-                .filter(|(node, body)| query.matches(node, body) && view.shows(body))
+                .filter(|(node, body)| self.satisfies(node, body, query) && view.shows(body))
                 .collect();
             hits.sort_unstable_by_key(|(node, _)| *node);
             let total = hits.len();
@@ -28,13 +28,20 @@ impl AnnouncementStore {
         }
         let hits = self.index.find(query.tree(), view, |slot| {
             self.known(slot)
-                .is_some_and(|(node, body)| query.matches(&node, &body))
+                .is_some_and(|(node, body)| self.satisfies(&node, &body, query))
         });
         let total = hits.count();
         (self.first(&hits, total, limit), total)
     }
 
-    /// Nodes believed dead that satisfy `query` and that `view` shows, by node id.
+    fn satisfies(&self, node: &NodeId, body: &Announcement, query: &Query) -> bool {
+        let held = self.held(node).filter(|_| query.asks_free());
+        let free = held.and_then(Held::availability);
+        query.matches_with(node, body, free.as_ref())
+    }
+
+    /// Nodes believed dead that satisfy `query` and that `view` shows, by node id. What they have free
+    /// is unknown.
     pub fn find_dead(&self, query: &Query, view: &View) -> Vec<Known> {
         self.holding()
             .filter(|(_, held)| held.dead)

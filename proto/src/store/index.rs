@@ -9,12 +9,13 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ops::Bound;
 
-use meshwork_identity::NodeId;
-
 use super::bits::{Bits, Posting};
-use crate::announcement::{Announcement, Gpu, Role};
+use super::live::{Live, Steps};
+use crate::announcement::{Gpu, Role};
 use crate::query::scope::{Audience, Group, Shown};
-use crate::query::{Field, GpuField, Literal, NodeField, NodeLeaf, Op, Test, Tree, Value, View};
+use crate::query::{
+    Field, GpuField, Literal, NodeField, NodeLeaf, Op, Subject, Test, Tree, Value, View,
+};
 
 /// Where the best part of a query leaves at most this many slots, these are looked at one by one:
 /// cheaper than sets over all nodes.
@@ -42,13 +43,15 @@ pub(super) struct Index {
     /// Slots whose GPUs (at least one) are equal in every indexed field.
     alike: Bits,
     groups: BTreeMap<Group, Posting>,
+    /// What changes with every beat.
+    beats: Live,
 }
 
 /// What the columns say of a query: it holds for all of `sure`, and for none outside `maybe`.
-struct Answer {
-    maybe: Bits,
+pub(super) struct Answer {
+    pub(super) maybe: Bits,
     /// Nothing: the same as `maybe`.
-    sure: Option<Bits>,
+    pub(super) sure: Option<Bits>,
 }
 
 impl Index {
@@ -56,24 +59,35 @@ impl Index {
         Self::default()
     }
 
-    pub(super) fn insert(&mut self, slot: u32, node: &NodeId, body: &Announcement) {
+    pub(super) fn insert(&mut self, slot: u32, subject: Subject<'_>) {
         self.live.insert(slot);
-        if are_alike(&body.hardware.gpus) {
+        if are_alike(&subject.said.hardware.gpus) {
             self.alike.insert(slot);
         }
-        self.update(node, body, Change { slot, add: true });
+        self.update(subject, Change { slot, add: true });
     }
 
-    pub(super) fn remove(&mut self, slot: u32, node: &NodeId, body: &Announcement) {
+    pub(super) fn remove(&mut self, slot: u32, subject: Subject<'_>) {
         self.live.remove(slot);
         self.alike.remove(slot);
-        self.update(node, body, Change { slot, add: false });
+        self.update(subject, Change { slot, add: false });
     }
 
-    fn update(&mut self, node: &NodeId, body: &Announcement, change: Change) {
-        for (field, ..) in NodeField::TABLE {
+    /// A node that goes on saying the same has other amounts free.
+    pub(super) fn set_free(&mut self, slot: u32, old: Subject<'_>, new: Subject<'_>) {
+        let (old, new) = (Steps::of(old), Steps::of(new));
+        if old != new {
+            self.beats.apply(&old, Change { slot, add: false });
+            self.beats.apply(&new, Change { slot, add: true });
+        }
+    }
+
+    fn update(&mut self, subject: Subject<'_>, change: Change) {
+        let body = subject.said;
+        self.beats.apply(&Steps::of(subject), change);
+        for (field, ..) in NodeField::TABLE.iter().filter(|row| !row.0.is_live()) {
             let column = self.node.entry(*field).or_default();
-            field.any(node, body, &mut |value| {
+            field.any(subject, &mut |value| {
                 change.apply(column, Key::new(value, field.folds()));
                 false
             });
@@ -83,7 +97,7 @@ impl Index {
         for (field, ..) in GpuField::TABLE.iter().filter(|row| is_indexed(row.0)) {
             let column = self.gpu.entry(*field).or_default();
             for gpu in distinct {
-                field.of(gpu, &mut |value| {
+                field.of(gpu, None, &mut |value| {
                     change.apply(column, Key::new(value, field.folds()));
                     false
                 });
@@ -109,8 +123,15 @@ impl Index {
     /// A short list of slots among which all hits are, if a part of the query gives one.
     pub(super) fn few(&self, query: &Tree<NodeLeaf>) -> Option<Vec<u32>> {
         let postings = few(query, &|leaf| match leaf {
+            NodeLeaf::Test(test) if test.field.is_live() => self.beats.few_of_node(test, FEW),
             NodeLeaf::Test(test) => few_of(self.node.get(&test.field)?, test),
-            NodeLeaf::Gpu(tree) => few(tree, &|test| few_of(self.gpu.get(&test.field)?, test)),
+            NodeLeaf::Gpu(tree) => few(tree, &|test| {
+                if test.field.is_live() {
+                    self.beats.few_of_gpu(test, FEW)
+                } else {
+                    few_of(self.gpu.get(&test.field)?, test)
+                }
+            }),
             NodeLeaf::Count(..) => None,
         })?;
         let mut slots = Vec::with_capacity(FEW);
@@ -135,6 +156,13 @@ impl Index {
             Shown::All => maybe,
             Shown::AllBut(hidden) => maybe.minus(&union(of(&hidden).into_iter())),
             Shown::OneOf(groups) => maybe.and(&union(groups.iter().filter_map(of))),
+            Shown::Of(Some(subnet)) => {
+                let key = Key::Text(subnet.to_string().into());
+                maybe.and(&union(self.stating(NodeField::Subnet, &key)))
+            }
+            Shown::Of(None) => maybe
+                .and(&union(self.stating(NodeField::Subnet, &Key::Missing)))
+                .minus(&union(of(&Group::Local).into_iter())),
         };
         if let Some(sure) = sure {
             let unsure: Vec<u32> = maybe.clone().minus(&sure).iter().collect();
@@ -143,6 +171,12 @@ impl Index {
             }
         }
         maybe
+    }
+
+    /// The slots whose nodes state a value, if there are any.
+    fn stating(&self, field: NodeField, key: &Key) -> impl Iterator<Item = &Posting> {
+        let column = self.node.get(&field);
+        column.and_then(|column| column.get(key)).into_iter()
     }
 
     fn answer<L>(&self, tree: &Tree<L>, leaf: &dyn Fn(&L) -> Answer) -> Answer {
@@ -166,6 +200,7 @@ impl Index {
 
     fn leaf(&self, leaf: &NodeLeaf) -> Answer {
         match leaf {
+            NodeLeaf::Test(test) if test.field.is_live() => self.beats.of_node(test),
             NodeLeaf::Test(test) if test.op == Op::Ne => {
                 let equal = Test {
                     op: Op::Eq,
@@ -199,6 +234,7 @@ impl Index {
     /// the tree is a question of sets; of others, only `or` is.
     fn some_gpu(&self, tree: &Tree<Test<GpuField>>) -> Answer {
         match tree {
+            Tree::Leaf(test) if test.field.is_live() => self.beats.of_gpu(test),
             Tree::Leaf(test) if is_indexed(test.field) => {
                 Answer::exact(select(self.gpu.get(&test.field), test))
             }
@@ -215,16 +251,26 @@ impl Index {
                 let each = items.iter().map(|item| self.some_gpu(item));
                 let all = each.reduce(Answer::and);
                 let all = all.unwrap_or_else(|| Answer::exact(self.counted(Op::Gt, 0)));
-                all.sure_within(&self.alike)
+                all.sure_within(&self.alike_for(tree))
             }
             Tree::Not(tree) => {
                 let Answer { maybe, sure } = self.some_gpu(tree);
-                let all_satisfy = sure.unwrap_or_else(|| maybe.clone()).and(&self.alike);
+                let alike = self.alike_for(tree);
+                let all_satisfy = sure.unwrap_or_else(|| maybe.clone()).and(&alike);
                 Answer {
                     maybe: self.counted(Op::Gt, 0).minus(&all_satisfy),
-                    sure: Some(self.alike.clone().minus(&maybe)),
+                    sure: Some(alike.minus(&maybe)),
                 }
             }
+        }
+    }
+
+    /// Slots of whose GPUs a tree holds for all or none. What is free differs even among equal ones.
+    fn alike_for(&self, tree: &Tree<Test<GpuField>>) -> Bits {
+        if tree.has(&|test| test.field.is_live()) {
+            self.counted(Op::Eq, 1)
+        } else {
+            self.alike.clone()
         }
     }
 
@@ -241,15 +287,19 @@ impl Index {
         let sure = sure.unwrap_or_else(|| maybe.clone());
         let if_all = self.counted(op, number);
         let none_fits = op.orders(0.cmp(&number));
-        let alike_or_none = self.alike.clone().or(&self.counted(Op::Eq, 0));
-        let sure_of_alike = sure.and(&self.alike);
+        let alike = self.alike_for(tree);
+        let alike_or_none = alike.clone().or(&self.counted(Op::Eq, 0));
+        let sure_of_alike = sure.and(&alike);
         let mut yes = sure_of_alike.clone().and(&if_all);
         let mut perhaps = maybe.clone().and(&if_all);
         if none_fits {
             yes = yes.or(&alike_or_none.clone().minus(&maybe));
             perhaps = perhaps.or(&self.live.clone().minus(&sure_of_alike));
         }
-        let mixed = self.live.clone().minus(&alike_or_none);
+        let mut mixed = self.live.clone().minus(&alike_or_none);
+        if !none_fits {
+            mixed = mixed.and(&maybe);
+        }
         Answer {
             maybe: perhaps.or(&mixed),
             sure: Some(yes),
@@ -259,13 +309,13 @@ impl Index {
 
 /// Puts a slot into postings or takes it out of them.
 #[derive(Clone, Copy)]
-struct Change {
+pub(super) struct Change {
     slot: u32,
     add: bool,
 }
 
 impl Change {
-    fn apply<K: Ord>(self, postings: &mut BTreeMap<K, Posting>, key: K) {
+    pub(super) fn apply<K: Ord>(self, postings: &mut BTreeMap<K, Posting>, key: K) {
         match postings.entry(key) {
             Entry::Occupied(mut entry) if self.add => entry.get_mut().insert(self.slot),
             Entry::Occupied(mut entry) => {
@@ -281,6 +331,10 @@ impl Change {
 }
 
 impl Answer {
+    pub(super) fn nothing() -> Self {
+        Self::exact(Bits::default())
+    }
+
     fn exact(slots: Bits) -> Self {
         Self {
             maybe: slots,
@@ -351,7 +405,9 @@ impl Key {
         Some(vec![match literal {
             Literal::Text(text) | Literal::Subnet(text) => Self::Text(text.as_str().into()),
             Literal::Folded(text) => Self::Text(text.to_ascii_lowercase().into()),
-            Literal::Size(number) | Literal::Number(number) => Self::Number(*number),
+            Literal::Size(number) | Literal::Number(number) | Literal::Millis(number) => {
+                Self::Number(*number)
+            }
             Literal::Flag(flag) => Self::Flag(*flag),
             Literal::Version(_) => return None,
             Literal::List(items) => {
@@ -363,7 +419,7 @@ impl Key {
 }
 
 /// The postings of the values that a test accepts, if a look-up finds them; else nothing.
-fn look_up<'a, F>(
+fn look_up<'a, F: Field>(
     column: &'a Column,
     test: &Test<F>,
 ) -> Option<Box<dyn Iterator<Item = &'a Posting> + 'a>> {
@@ -396,7 +452,7 @@ fn look_up<'a, F>(
 }
 
 /// The slots that a test accepts.
-fn select<F>(column: Option<&Column>, test: &Test<F>) -> Bits {
+fn select<F: Field>(column: Option<&Column>, test: &Test<F>) -> Bits {
     let Some(column) = column else {
         return Bits::default();
     };
@@ -407,7 +463,7 @@ fn select<F>(column: Option<&Column>, test: &Test<F>) -> Bits {
     union(accepted.map(|(_, posting)| posting))
 }
 
-fn union<'a>(postings: impl Iterator<Item = &'a Posting>) -> Bits {
+pub(super) fn union<'a>(postings: impl Iterator<Item = &'a Posting>) -> Bits {
     let mut slots = Bits::default();
     for posting in postings {
         posting.add_to(&mut slots);
@@ -436,7 +492,7 @@ fn few<'a, L>(
 }
 
 /// The postings of a test, if they are short.
-fn few_of<'a, F>(column: &'a Column, test: &Test<F>) -> Option<Vec<&'a Posting>> {
+fn few_of<'a, F: Field>(column: &'a Column, test: &Test<F>) -> Option<Vec<&'a Posting>> {
     let mut found = Vec::new();
     let mut left = FEW;
     for posting in look_up(column, test)? {
@@ -447,14 +503,14 @@ fn few_of<'a, F>(column: &'a Column, test: &Test<F>) -> Option<Vec<&'a Posting>>
 }
 
 fn is_indexed(field: GpuField) -> bool {
-    !matches!(field, GpuField::Uuid | GpuField::Index)
+    !matches!(field, GpuField::Uuid | GpuField::Index | GpuField::Free)
 }
 
 fn all_indexed(tree: &Tree<Test<GpuField>>) -> bool {
     match tree {
         Tree::And(items) | Tree::Or(items) => items.iter().all(all_indexed),
         Tree::Not(tree) => all_indexed(tree),
-        Tree::Leaf(test) => is_indexed(test.field),
+        Tree::Leaf(test) => is_indexed(test.field) || test.field.is_live(),
     }
 }
 

@@ -1,17 +1,20 @@
 //! Putting into the store what was believed, and taking out of it what is no more.
 
+use std::collections::btree_map::Entry;
 use std::mem;
 use std::sync::Arc;
 
 use meshwork_identity::{NodeId, Timestamp};
 
 use super::check::{Head, Said};
-use super::record::{Held, Record};
+use super::record::{Held, Record, availability};
+use super::shares::path_of;
 use super::{AnnouncementStore, Received};
 use crate::announcement::{Announcement, SignedAnnouncement};
-use crate::beat::SignedBeat;
+use crate::beat::{Availability, SignedBeat};
 use crate::limits::MAX_HOPS;
 use crate::ports::Known;
+use crate::query::Subject;
 
 /// What a node says, checked.
 pub(super) struct Word {
@@ -58,6 +61,11 @@ impl Word {
         }
     }
 
+    /// What it says to be free.
+    fn availability(&self) -> Option<Availability> {
+        availability(self.beat.as_deref()?)
+    }
+
     /// How far it has come: what it takes to send all of it on.
     fn hops(&self) -> u8 {
         let beat = self.beat.as_ref().map_or(0, |beat| beat.hops);
@@ -95,13 +103,14 @@ impl AnnouncementStore {
     /// Stores what was checked.
     pub(super) fn insert(&mut self, word: Word, now: Timestamp) -> Known {
         let (node, head) = (word.signed.node(), word.head);
+        self.make_room(&node, now);
         let known = self.records.get_mut(&node);
         let old = known.and_then(|record| {
             self.agenda.remove(&(record.changes_at(), node));
             record.held.take()
         });
         let (held, body) = match old {
-            Some(old) => self.replace(&node, *old, word),
+            Some(old) => self.replace(&node, &old, word),
             None => self.settle(&node, word),
         };
         let known = (node, body);
@@ -119,24 +128,38 @@ impl AnnouncementStore {
     }
 
     /// In the place of what the node said before.
-    fn replace(&mut self, node: &NodeId, old: Held, mut word: Word) -> (Held, Arc<Announcement>) {
+    fn replace(&mut self, node: &NodeId, old: &Held, mut word: Word) -> (Held, Arc<Announcement>) {
         let head = word.head;
         let body = match mem::replace(&mut word.said, Said::Again) {
             Said::Again => {
                 self.bodies.edit(old.slot, |body| head.put_on(body));
                 let at_hand = self.bodies.get(old.slot).map(|(_, body)| body);
-                at_hand.unwrap_or_else(|| Held { head, ..old }.body())
+                let body = at_hand.unwrap_or_else(|| old.body_under(&head));
+                if !old.dead {
+                    let (was, is) = (old.availability(), word.availability());
+                    let was = subject(node, &body, was.as_ref());
+                    let is = subject(node, &body, is.as_ref());
+                    self.index.set_free(old.slot, was, is);
+                }
+                body
             }
             Said::Anew(body) => {
                 if !old.dead {
-                    let before = self.body(node, &old);
-                    self.index.remove(old.slot, node, &before);
-                    self.index.insert(old.slot, node, &body);
+                    let before = self.body(node, old);
+                    let (was, is) = (old.availability(), word.availability());
+                    self.index
+                        .remove(old.slot, subject(node, &before, was.as_ref()));
+                    self.index
+                        .insert(old.slot, subject(node, &body, is.as_ref()));
                 }
                 self.bodies.remove(old.slot);
                 headed(body, head)
             }
         };
+        if old.signed.token != word.signed.token {
+            self.shares.remove(&path_of(&old.signed.token));
+            self.shares.add(&path_of(&word.signed.token));
+        }
         (word.into_held(old.slot, old.place, old.dead), body)
     }
 
@@ -151,8 +174,10 @@ impl AnnouncementStore {
             number(self.slots.len() - 1)
         });
         self.held += 1;
+        self.shares.add(&path_of(&word.signed.token));
         self.slots[slot as usize] = Some(*node);
-        self.index.insert(slot, node, &body);
+        let free = word.availability();
+        self.index.insert(slot, subject(node, &body, free.as_ref()));
         let place = (*node != self.local).then(|| {
             self.places.push(*node);
             number(self.places.len() - 1)
@@ -167,10 +192,19 @@ impl AnnouncementStore {
         self.agenda.remove(&(record.changes_at(), node));
         record.saw(&head, now);
         let held = record.held.as_deref_mut().expect("its base is held");
+        let was = held.availability();
         held.expires = head.expires_at().min(held.deadline);
         held.head = head;
         held.beat = Some(Box::new(signed));
+        let is = held.availability();
         self.bodies.edit(held.slot, |body| head.put_on(body));
+        if was != is && !held.dead {
+            let at_hand = self.bodies.get(held.slot).map(|(_, body)| body);
+            let body = at_hand.unwrap_or_else(|| held.body());
+            let subject = |free| subject(&node, &body, free);
+            let (was, is) = (subject(was.as_ref()), subject(is.as_ref()));
+            self.index.set_free(held.slot, was, is);
+        }
         self.agenda.insert((record.changes_at(), node));
     }
 
@@ -179,16 +213,18 @@ impl AnnouncementStore {
     /// Whether that changed anything.
     pub fn set_dead(&mut self, node: &NodeId, dead: bool) -> bool {
         let held = self.held(node).filter(|held| held.dead != dead);
-        let Some((slot, body)) = held.map(|held| (held.slot, self.body(node, held))) else {
+        let Some(held) = held else {
             return false;
         };
+        let (slot, body, free) = (held.slot, self.body(node, held), held.availability());
+        let subject = subject(node, &body, free.as_ref());
         if dead {
             self.dead += 1;
-            self.index.remove(slot, node, &body);
+            self.index.remove(slot, subject);
             self.bodies.remove(slot);
         } else {
             self.dead -= 1;
-            self.index.insert(slot, node, &body);
+            self.index.insert(slot, subject);
         }
         let record = self.records.get_mut(node);
         let held = record.and_then(|record| record.held.as_deref_mut());
@@ -213,12 +249,17 @@ impl AnnouncementStore {
         };
         self.agenda.remove(&(old_change, *node));
         self.agenda.insert((record.changes_at(), *node));
+        let path = path_of(&held.signed.token);
+        self.shares.remove(&path);
+        self.ghosts.add(&path);
+        record.hung = Some(path);
         self.held -= 1;
         if held.dead {
             self.dead -= 1;
         } else {
-            let body = self.body(node, &held);
-            self.index.remove(held.slot, node, &body);
+            let (body, free) = (self.body(node, &held), held.availability());
+            self.index
+                .remove(held.slot, subject(node, &body, free.as_ref()));
         }
         self.bodies.remove(held.slot);
         self.slots[held.slot as usize] = None;
@@ -256,11 +297,24 @@ impl AnnouncementStore {
         {
             return;
         }
-        let record = self.records.entry(node).or_insert(fresh);
+        let known = self.records.entry(node);
+        if let Entry::Vacant(_) = known {
+            self.ghosts.add(&[node]);
+        }
+        let record = known.or_insert(fresh);
         self.agenda.remove(&(record.changes_at(), node));
         record.recall(version, ends);
         self.agenda.insert((record.changes_at(), node));
     }
+}
+
+/// A node as the index sees it.
+fn subject<'a>(
+    node: &'a NodeId,
+    said: &'a Announcement,
+    free: Option<&'a Availability>,
+) -> Subject<'a> {
+    Subject { node, said, free }
 }
 
 /// With one more hop, unless it has come far enough.

@@ -8,6 +8,7 @@ use meshwork_identity::Timestamp;
 
 use super::allowance::Allowance;
 use super::check::{Head, MAX_TTL};
+use super::shares::Path;
 use crate::announcement::{Announcement, SignedAnnouncement};
 use crate::beat::{Availability, Beat, SignedBeat};
 use crate::codec;
@@ -32,6 +33,8 @@ pub(super) struct Record {
     /// Its latest announcement, while that holds. Apart, as most of what is remembered of a mesh that
     /// changes holds nothing.
     pub(super) held: Option<Box<Held>>,
+    /// Where it hung when its announcement was held last; nothing, if that was in an earlier run.
+    pub(super) hung: Option<Path>,
 }
 
 /// An announcement that holds.
@@ -58,19 +61,29 @@ pub(super) struct Held {
 impl Held {
     /// What it says, under the latest head.
     pub(super) fn body(&self) -> Arc<Announcement> {
+        self.body_under(&self.head)
+    }
+
+    /// The same under another head.
+    pub(super) fn body_under(&self, head: &Head) -> Arc<Announcement> {
         let body = self.signed.envelope.unverified_body();
         let mut body: Announcement =
             codec::decode(body, MAX_ANNOUNCEMENT).expect("decoded when it was checked");
-        self.head.put_on(&mut body);
+        head.put_on(&mut body);
         Arc::new(body)
     }
 
     /// What its node has free.
-    pub(super) fn availability(&self) -> Option<Arc<Availability>> {
-        let body = self.beat.as_ref()?.envelope.unverified_body();
-        let beat: Beat = codec::decode(body, MAX_BEAT).expect("decoded when it was checked");
-        beat.availability.map(Arc::new)
+    pub(super) fn availability(&self) -> Option<Availability> {
+        availability(self.beat.as_deref()?)
     }
+}
+
+/// What a beat that was checked says to be free.
+pub(super) fn availability(beat: &SignedBeat) -> Option<Availability> {
+    let body = beat.envelope.unverified_body();
+    let beat: Beat = codec::decode(body, MAX_BEAT).expect("decoded when it was checked");
+    beat.availability
 }
 
 impl Record {
@@ -80,6 +93,7 @@ impl Record {
             ends: now,
             voice: Voice::new(now),
             held: None,
+            hung: None,
         }
     }
 

@@ -53,7 +53,7 @@ pub enum RefusedBy {
     /// It is properly signed, but says what no node may say.
     #[error("its {0} is malformed")]
     Malformed(&'static str),
-    /// As many nodes are held as may be.
+    /// As many nodes are held as may be, and those have a better claim: see the module `shares`.
     #[error("this node holds as many announcements as it may")]
     StoreFull,
     /// Its signer says too much in too short a time.

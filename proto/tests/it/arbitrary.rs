@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use meshwork_proto::Announcement;
 use meshwork_proto::announcement::{Disk, Gpu, Hardware, Role, Software, Subnet};
 use meshwork_proto::path::NatClass;
+use meshwork_proto::{Announcement, Availability};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
@@ -152,6 +152,29 @@ pub(crate) fn announcement() -> impl Strategy<Value = Announcement> {
         )
 }
 
+/// What a node has free; often of some GPUs only, of more than there are, or of none.
+pub(crate) fn availability() -> impl Strategy<Value = Availability> {
+    let cpu = select(&[0u64, 999, 1000, 1500, 2000, 64_000, 64_001][..]);
+    let mem = prop_oneof![select(&SIZES[..]), any::<u64>(), Just(0)];
+    let used = select(&[0u64, 1, 16_000_000_000, 40_000_000_000, 40 << 30, u64::MAX][..]);
+    let vram_used = proptest::collection::vec(used, 0..4);
+    let slots = (
+        proptest::option::of(cpu),
+        proptest::option::of(mem),
+        proptest::option::of((select(&["gpu", "cuda.device"][..]), 0u64..4)),
+    );
+    (slots, vram_used, any::<bool>()).prop_map(|((cpu, mem, gpu), vram_used, healthy)| {
+        let amounts = [("cpu", cpu), ("mem", mem)];
+        let amounts = amounts.into_iter().filter_map(|(slot, n)| Some((slot, n?)));
+        let free = amounts.chain(gpu).map(|(slot, n)| (slot.to_owned(), n));
+        Availability {
+            free: free.collect(),
+            vram_used,
+            healthy,
+        }
+    })
+}
+
 fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
@@ -224,6 +247,21 @@ fn node_test() -> impl Strategy<Value = String> {
     ]
 }
 
+/// One test of what a node has free, in text.
+fn free_test() -> impl Strategy<Value = String> {
+    let threads = ["0", "1", "1.5", "2", "64"].map(String::from).to_vec();
+    prop_oneof![
+        test(&["free.cpu"], &ORDERED, threads),
+        test(&["free.mem"], &ORDERED, sizes()),
+        test(&["free.gpus"], &ORDERED, numbers()),
+        test(
+            &["healthy"],
+            &["=", "!="],
+            vec!["true".into(), "false".into()]
+        ),
+    ]
+}
+
 /// One test of a GPU's field, in text.
 fn gpu_test() -> impl Strategy<Value = String> {
     let texts = VENDORS
@@ -233,6 +271,7 @@ fn gpu_test() -> impl Strategy<Value = String> {
         .collect();
     prop_oneof![
         test(&["vram"], &ORDERED, sizes()),
+        test(&["free"], &ORDERED, sizes()),
         test(&["vendor", "model"], &["=", "!=", "~", "in"], texts),
         test(&["driver", "cc"], &ORDERED, versions()),
         test(&["mig"], &["=", "!="], vec!["true".into(), "false".into()]),
@@ -265,6 +304,7 @@ pub(crate) fn query() -> BoxedStrategy<String> {
     let counted = (gpu_tree(), select(&ORDERED[..6]), 0u32..4);
     let leaf = prop_oneof![
         4 => node_test(),
+        2 => free_test(),
         3 => bare,
         2 => gpu_tree().prop_map(|tree| format!("gpu[{tree}]")),
         2 => counted.prop_map(|(tree, op, n)| format!("count(gpu[{tree}]) {op} {n}")),

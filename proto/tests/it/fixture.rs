@@ -9,7 +9,7 @@ use meshwork_identity::{
 use meshwork_proto::announcement::{Gpu, Hardware, Role, Software};
 use meshwork_proto::facts::Fact;
 use meshwork_proto::{
-    Announcement, Beat, SignedAnnouncement, SignedBeat, SignedSuspicion, Suspicion,
+    Announcement, Availability, Beat, SignedAnnouncement, SignedBeat, SignedSuspicion, Suspicion,
 };
 
 /// When the tests play.
@@ -53,6 +53,31 @@ impl Mesh {
         Token::issue_root(&self.authority, request, NOW, [7; 16]).unwrap()
     }
 
+    /// A token that the authority issued to the first of `chain`, each of which passed it on to the
+    /// next.
+    pub(crate) fn delegated(&self, chain: &[u16]) -> Token {
+        let request = |i: usize| TokenRequest {
+            subject: identity(chain[i]).node_id(),
+            scopes: Scopes::from([Scope::Announce, Scope::Delegate]),
+            resource: Resource::any(),
+            not_before: None,
+            ttl: Duration::from_hours(1000),
+            depth: u8::try_from(chain.len() - i).unwrap(),
+            limits: Limits::none(),
+        };
+        let root = Token::issue_root(&self.authority, request(0), NOW, [7; 16]).unwrap();
+        (1..chain.len()).fold(root, |token, i| {
+            let issuer = identity(chain[i - 1]);
+            token.delegate(&issuer, request(i), NOW, [7; 16]).unwrap()
+        })
+    }
+
+    /// Announces `body` as the last of `chain`, with a token that came to it so.
+    pub(crate) fn announce_as(&self, chain: &[u16], body: &Announcement) -> SignedAnnouncement {
+        let node = identity(*chain.last().unwrap());
+        SignedAnnouncement::sign(&node, self.delegated(chain), body).unwrap()
+    }
+
     /// Announces `body` as the identity `seed`, with a token that outlives the tests.
     pub(crate) fn announce(&self, seed: u16, body: &Announcement) -> SignedAnnouncement {
         let node = identity(seed);
@@ -63,12 +88,22 @@ impl Mesh {
 
 /// The beat of the identity `seed` with this `version`, signed `now`, upon its announcement `base`.
 pub(crate) fn beat(seed: u16, base: u64, version: u64, now: Timestamp) -> SignedBeat {
+    beat_with(seed, (base, version), now, None)
+}
+
+/// The same, which says what is free.
+pub(crate) fn beat_with(
+    seed: u16,
+    (base, version): (u64, u64),
+    now: Timestamp,
+    availability: Option<Availability>,
+) -> SignedBeat {
     let body = Beat {
         version,
         issued_at: now,
         ttl: TTL,
         base,
-        availability: None,
+        availability,
     };
     SignedBeat::sign(&identity(seed), &body).unwrap()
 }

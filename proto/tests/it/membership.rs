@@ -123,6 +123,20 @@ fn a_node_that_stalls_objects_and_lives() {
 }
 
 #[test]
+fn a_node_that_stalls_again_and_again_lives() {
+    for seed in 0..10 {
+        let mut world = settled(20, seed);
+        world.loss = 30;
+        for _ in 0..4 {
+            world.stall(7, ms(5_000));
+            world.run(ms(5_150));
+        }
+        world.run(ms(30_000));
+        assert_eq!(world.ever(Liveness::Dead), [], "seed {seed}");
+    }
+}
+
+#[test]
 fn an_observer_that_stalls_doubts_itself() {
     let mut world = settled(20, 6);
     for _ in 0..20 {

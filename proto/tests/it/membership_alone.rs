@@ -151,6 +151,152 @@ fn silence_of_all_is_blamed_on_nobody() {
     assert!(alone.machine.health() > 0);
 }
 
+fn accuses(actions: &[Action<u32>], whom: u32) -> bool {
+    let accusation =
+        |action: &Action<u32>| matches!(action, Action::Accuse { accused, .. } if *accused == whom);
+    actions.iter().any(accusation)
+}
+
+#[test]
+fn after_a_stall_it_objects_before_it_hears_of_an_accusation() {
+    let ping = |seq| Message::Ping {
+        seq,
+        version_of_you: 1,
+    };
+    let mut alone = Alone::with(5);
+    alone.pass(ms(2_000), &[]);
+    alone.now = alone.machine.next_timer() + ms(1_000);
+    let short = alone.hear(1, ping(1));
+    assert!(!short.contains(&Action::Refute { above: 1 }), "{short:?}");
+
+    alone.pass(ms(2_000), &[]);
+    alone.now = alone.machine.next_timer() + ms(2_000);
+    let long = alone.hear(1, ping(2));
+    assert_eq!(long[0], Action::Refute { above: 1 });
+
+    let key = Key::Node(0);
+    alone.facts.put(key, 2, 0);
+    let actions = alone.handle(Input::Published { key });
+    for to in 1..=5 {
+        assert!(actions.contains(&Action::Tell { to, key }), "{actions:?}");
+        // A message takes the fact along at once.
+        let message = Message::Neighbor { urgent: false };
+        assert!(
+            actions.contains(&Action::Send { to, message }),
+            "{actions:?}"
+        );
+    }
+    alone.facts.put(key, 3, 0);
+    let actions = alone.handle(Input::Published { key });
+    assert!(
+        actions
+            .iter()
+            .all(|action| matches!(action, Action::Tell { .. })),
+        "{actions:?}"
+    );
+}
+
+/// It waits long between two probes then, but must still see how long it stalled.
+#[test]
+fn a_node_in_doubt_looks_at_the_time_often() {
+    let mut alone = Alone::with(5);
+    for _ in 0..4 {
+        alone.now = alone.machine.next_timer() + ms(5_000);
+        alone.handle(Input::Timer);
+    }
+    assert_eq!(alone.machine.health(), 8);
+    let mut steps = 0;
+    while alone.machine.health() > 2 {
+        let next = alone.machine.next_timer();
+        assert!(next <= alone.now + ms(500), "{:?}", next.since(alone.now));
+        alone.pass(next.since(alone.now), &[]);
+        steps += 1;
+    }
+    assert!(steps > 10, "{steps}");
+}
+
+/// Passes time until the helpers are asked about `target`, which is silent.
+fn ask_about(alone: &mut Alone, target: u32) {
+    for _ in 0..200 {
+        let actions = alone.pass(ms(50), &[target]);
+        if requests(&actions, target) > 0 {
+            return;
+        }
+    }
+    panic!("the helpers are never asked");
+}
+
+fn requests(actions: &[Action<u32>], about: u32) -> usize {
+    let request = |action: &&Action<u32>| match action {
+        Action::Send {
+            message: Message::PingRequest { target, .. },
+            ..
+        } => *target == about,
+        _ => false,
+    };
+    actions.iter().filter(request).count()
+}
+
+#[test]
+fn a_check_ends_when_its_target_says_something_new() {
+    let accused_after = |speaks: bool| {
+        let mut alone = Alone::with(5);
+        ask_about(&mut alone, 3);
+        if speaks {
+            alone.heard(2, Key::Node(3), 2);
+        }
+        accuses(&alone.pass(ms(1_300), &[3]), 3)
+    };
+    assert!(accused_after(false));
+    assert!(!accused_after(true));
+}
+
+#[test]
+fn a_neighbour_that_is_heard_but_does_not_answer_gets_more_time() {
+    let accused_after = |speaks: bool| {
+        let mut alone = Alone::with(5);
+        ask_about(&mut alone, 3);
+        let asked = alone.now;
+        while alone.now < asked + ms(20_000) {
+            if accuses(&alone.pass(ms(100), &[3]), 3) {
+                return alone.now.since(asked);
+            }
+            if speaks {
+                alone.hear(3, Message::Neighbor { urgent: false });
+            }
+        }
+        panic!("it is never accused");
+    };
+    let (silent, heard) = (accused_after(false), accused_after(true));
+    assert!(silent <= ms(1_300), "{silent:?}");
+    // Not for ever: perhaps it does not hear.
+    assert!(heard >= ms(5_000) && heard <= ms(10_000), "{heard:?}");
+}
+
+#[test]
+fn helpers_that_had_no_answer_are_asked_again() {
+    let mut alone = Alone::with(5);
+    let mut asked = 0;
+    for _ in 0..100 {
+        let actions = alone.pass(ms(50), &[3]);
+        asked += requests(&actions, 3);
+        if accuses(&actions, 3) {
+            break;
+        }
+        for action in actions {
+            if let Action::Send {
+                to,
+                message: Message::PingRequest { seq, target },
+            } = action
+            {
+                let alive = false;
+                alone.hear(to, Message::IndirectAck { seq, target, alive });
+            }
+        }
+    }
+    assert!(asked >= 9, "{asked}");
+}
+
 #[test]
 fn a_pinged_suspect_is_told_what_it_is_accused_of() {
     let mut alone = Alone::with(5);

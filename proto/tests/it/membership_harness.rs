@@ -70,7 +70,7 @@ impl Facts {
         }
     }
 
-    fn put(&mut self, key: Key<u32>, version: u64, hops: u8) {
+    pub(crate) fn put(&mut self, key: Key<u32>, version: u64, hops: u8) {
         if let Key::Node(node) = key {
             if node != self.local && !self.held.contains_key(&key) {
                 self.nodes.push(node);

@@ -286,58 +286,6 @@ fn a_key_may_speak_once_a_second_after_a_burst() {
 }
 
 #[test]
-fn a_full_store_takes_no_new_nodes_but_the_known_and_its_own() {
-    let mesh = Mesh::new();
-    let mut store = AnnouncementStore::with_capacity(identity(999).node_id(), 3);
-    for seed in 1..=3 {
-        store.receive(mesh.announce(seed, &version(1)), &mesh.trust(NOW));
-    }
-    let refused = refusal(store.receive(mesh.announce(4, &version(1)), &mesh.trust(NOW)));
-    assert_eq!(refused, RefusedBy::StoreFull);
-    let update = store.receive(mesh.announce(3, &version(2)), &mesh.trust(NOW));
-    assert!(matches!(update, Received::Stored { .. }), "{update:?}");
-    store
-        .insert_own(mesh.announce(999, &version(1)), NOW)
-        .unwrap();
-    assert_eq!(store.len(), 4);
-}
-
-/// Even when nodes come and go, versions that matter are not pushed out.
-#[test]
-fn remembered_versions_are_bounded_and_kept_while_they_matter() {
-    let mesh = Mesh::new();
-    let mut store = AnnouncementStore::with_capacity(identity(999).node_id(), 1);
-    for seed in 1..=4 {
-        store.receive(mesh.announce(seed, &version(2)), &mesh.trust(NOW));
-        assert!(store.drop_node(&identity(seed).node_id()));
-    }
-    let refused = refusal(store.receive(mesh.announce(5, &version(1)), &mesh.trust(NOW)));
-    assert_eq!(refused, RefusedBy::StoreFull);
-    let replay = refusal(store.receive(mesh.announce(1, &version(1)), &mesh.trust(NOW)));
-    assert_eq!(
-        replay,
-        RefusedBy::Rollback {
-            version: 1,
-            known: 2
-        }
-    );
-    // An announcement of theirs might have held for a day. An hour after that there is room again.
-    let end = 25 * 3600;
-    assert_eq!(store.next_expiry(), Some(at(end)));
-    assert!(store.expire(at(end - 1)).is_empty());
-    let later = Announcement {
-        issued_at: at(end - 1),
-        ..version(1)
-    };
-    let signed = mesh.announce(5, &later);
-    let refused = refusal(store.receive(signed.clone(), &mesh.trust(at(end - 1))));
-    assert_eq!(refused, RefusedBy::StoreFull);
-    assert!(store.expire(at(end)).is_empty());
-    let received = store.receive(signed, &mesh.trust(at(end)));
-    assert!(matches!(received, Received::Stored { .. }), "{received:?}");
-}
-
-#[test]
 fn expiry_comes_in_order_of_time() {
     let (mesh, mut store) = (Mesh::new(), store());
     for (seed, ttl) in [(1, 60), (2, 30), (3, 90)] {

@@ -5,15 +5,15 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use meshwork_identity::NodeId;
-use meshwork_proto::Announcement;
 use meshwork_proto::query::{Asker, Query, ScopeFilter, View};
 use meshwork_proto::store::{AnnouncementStore, Received};
+use meshwork_proto::{Announcement, Availability};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::arbitrary::{announcement, query};
-use crate::fixture::{Mesh, NOW, TTL, beat, identity};
+use crate::arbitrary::{announcement, availability, query};
+use crate::fixture::{Mesh, NOW, TTL, beat_with, identity};
 
 /// Enough for values that nearly every node has to be kept as bits, others as lists.
 const NODES: u16 = 900;
@@ -25,6 +25,13 @@ static STORE: LazyLock<AnnouncementStore> = LazyLock::new(|| {
         let body = announcement().new_tree(&mut runner).unwrap().current();
         let received = store.receive(mesh.announce(seed, &body), &mesh.trust(NOW));
         assert!(matches!(received, Received::Stored { .. }), "{received:?}");
+        // Of every fourth nobody has heard what is free.
+        if seed % 4 > 0 {
+            let free = availability().new_tree(&mut runner).unwrap().current();
+            let beat = beat_with(seed, (1, 2), NOW, Some(free));
+            let received = store.receive_beat(beat, &mesh.trust(NOW));
+            assert!(matches!(received, Received::Renewed { .. }), "{received:?}");
+        }
     }
     store
 });
@@ -45,16 +52,20 @@ fn view() -> impl Strategy<Value = View> {
         Just(ScopeFilter::Tenants(names(["acme", "none"]))),
         Just(ScopeFilter::Regions(names(["eu", "none"]))),
     ];
-    filters.prop_map(move |filter| View {
-        asker: asker.clone(),
-        filter,
+    (filters, any::<bool>()).prop_map(move |(filter, homeless)| {
+        let mut asker = asker.clone();
+        asker.subnet = asker.subnet.filter(|_| !homeless);
+        View { asker, filter }
     })
 }
 
 fn by_looking(store: &AnnouncementStore, query: &Query, view: &View) -> Vec<NodeId> {
+    let satisfies = |node: &NodeId, body: &Announcement| {
+        query.matches_with(node, body, store.availability(node).as_deref())
+    };
     let hits = store
         .iter()
-        .filter(|(node, body)| query.matches(node, body) && view.shows(body));
+        .filter(|(node, body)| satisfies(node, body) && view.shows(body));
     hits.map(|(node, _)| node).collect()
 }
 
@@ -86,7 +97,7 @@ proptest! {
 enum Step {
     Announce(u16, Box<Announcement>),
     Again(u16),
-    Beat(u16),
+    Beat(u16, Option<Availability>),
     Dead(u16, bool),
     Drop(u16),
 }
@@ -95,7 +106,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (1u16..60, announcement()).prop_map(|(seed, body)| Step::Announce(seed, Box::new(body))),
         1 => (1u16..60).prop_map(Step::Again),
-        1 => (1u16..60).prop_map(Step::Beat),
+        3 => (1u16..60, proptest::option::of(availability()))
+            .prop_map(|(seed, free)| Step::Beat(seed, free)),
         1 => (1u16..60, any::<bool>()).prop_map(|(seed, dead)| Step::Dead(seed, dead)),
         1 => (1u16..60).prop_map(Step::Drop),
     ]
@@ -113,6 +125,7 @@ proptest! {
         // So small that only a few announcements are kept decoded.
         let mut store = AnnouncementStore::with_capacity(identity(9999).node_id(), 64);
         let mut model: BTreeMap<NodeId, (Announcement, u64, bool)> = BTreeMap::new();
+        let mut free_of: BTreeMap<NodeId, Option<Availability>> = BTreeMap::new();
         for (n, step) in (1u64..).zip(steps) {
             // A second passes at each step, so that no key speaks too often.
             let now = NOW.saturating_add(Duration::from_secs(n));
@@ -122,16 +135,18 @@ proptest! {
                     let known = model.get(&identity(seed).node_id());
                     (seed, known.map(|(body, ..)| body.clone()))
                 }
-                Step::Beat(seed) => {
+                Step::Beat(seed, free) => {
                     let node = identity(seed).node_id();
                     let known = model.get_mut(&node);
                     let base = known.as_ref().map_or(1, |(_, base, _)| *base);
-                    let received = store.receive_beat(beat(seed, base, n, now), &mesh.trust(now));
+                    let beat = beat_with(seed, (base, n), now, free.clone());
+                    let received = store.receive_beat(beat, &mesh.trust(now));
                     match known {
                         None => prop_assert_eq!(received, Received::Incomplete),
                         Some((body, ..)) => {
                             prop_assert_eq!(received, Received::Renewed { node, forward: Some(1) });
                             (body.version, body.issued_at, body.ttl) = (n, now, TTL);
+                            free_of.insert(node, free);
                         }
                     }
                     continue;
@@ -159,6 +174,7 @@ proptest! {
             let node = identity(seed).node_id();
             let dead = model.get(&node).is_some_and(|(_, _, dead)| *dead);
             model.insert(node, (body, n, dead));
+            free_of.insert(node, None);
         }
         let others: BTreeSet<NodeId> = (0..).map_while(|n| store.nth_other(n)).collect();
         prop_assert_eq!(others, model.keys().copied().collect());
@@ -174,7 +190,9 @@ proptest! {
         prop_assert_eq!(held.collect::<Vec<_>>(), living.collect::<Vec<_>>());
         for text in queries {
             let query = Query::parse(&text).unwrap();
-            let hits = model.iter().filter(|(node, (body, ..))| query.matches(node, body));
+            let hits = model.iter().filter(|(node, (body, ..))| {
+                query.matches_with(node, body, free_of[*node].as_ref())
+            });
             let expected: Vec<NodeId> = hits.map(|(node, _)| *node).collect();
             let total = expected.len();
             let found = by_index(&store, &query, &View::everything(), usize::MAX);

@@ -117,7 +117,7 @@ fn port_mapping(status: &MeshStatus, config: &Config) -> Option<Finding> {
     Some(if config.port_mapping {
         Finding::warning(
             check,
-            format!("the router forwards no port: {}", status.mapping),
+            format!("no port of the router is used: {}", status.mapping),
             "turn UPnP, NAT-PMP or PCP on in the router; it is optional: others find this machine without it, too",
         )
     } else {
@@ -242,6 +242,10 @@ mod tests {
         let found = checks(&status, &config);
         assert!(found.contains(&("relay", Health::Warning)), "{found:?}");
         assert!(found.contains(&("port map", Health::Warning)), "{found:?}");
+        status.mapping =
+            "the router opened 10.0.0.9:4460 by upnp, which is behind another NAT".into();
+        let ignored = "port map: no port of the router is used: the router opened 10.0.0.9:4460";
+        assert!(text(&status, &config).contains(ignored));
         config.port_mapping = false;
         assert!(text(&status, &config).contains("port_mapping = true"));
         status.mapped = Some("45.0.0.9:4460".parse().unwrap());

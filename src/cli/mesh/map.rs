@@ -199,15 +199,16 @@ impl MapRow {
             let Some(name) = names.get(&peer.node) else {
                 continue;
             };
-            seen.insert((!peer.neighbour, name.clone()));
-            self.neighbours += usize::from(peer.neighbour);
+            // Two that dial each other at once have two connections for a moment.
+            seen.insert((!peer.neighbour, name, peer.node));
             let ends = (self.node.min(peer.node), self.node.max(peer.node));
             links
                 .entry(ends)
-                .and_modify(|link| link.confirm(peer))
+                .and_modify(|link| link.confirm(self.node, peer))
                 .or_insert_with(|| Link::new(self.node, peer));
         }
-        self.sees = seen.into_iter().map(|(_, name)| name).collect();
+        self.neighbours = seen.iter().filter(|(other, ..)| !other).count();
+        self.sees = seen.into_iter().map(|(_, name, _)| name.clone()).collect();
     }
 
     /// Name and id for a drawing, with nothing in it that could end the label.
@@ -232,9 +233,9 @@ impl Link {
         }
     }
 
-    /// The other end tells of it, too.
-    fn confirm(&mut self, peer: &PeerView) {
-        self.mutual = true;
+    /// `teller` tells of it, too, or of another connection with the same node.
+    fn confirm(&mut self, teller: NodeId, peer: &PeerView) {
+        self.mutual |= teller != self.from;
         self.neighbour |= peer.neighbour;
     }
 
@@ -359,6 +360,17 @@ mod tests {
         assert!(!between(2, 3).mutual && between(2, 3).is_relayed());
         assert_eq!(map.nodes[0].sees, ["lab\"2<b>"]);
         assert!(map.nodes[2].unreachable.is_some());
+    }
+
+    #[test]
+    fn two_connections_with_one_node_are_one_link_and_no_confirmation() {
+        let names = [(1, "attic"), (2, "lab")];
+        let known = names.map(|(n, name)| (id(n), name.to_owned())).to_vec();
+        let twice = vec![peer(2, "direct", true), peer(2, "direct", true)];
+        let map = Map::new(known, [(id(1), Ok(view(1, twice)))].into());
+        assert_eq!(map.links.len(), 1);
+        assert!(!map.links[0].mutual, "the other end has said nothing");
+        assert_eq!((map.nodes[0].neighbours, map.nodes[0].sees.len()), (1, 1));
     }
 
     #[test]

@@ -21,6 +21,8 @@ use crate::home::{Home, HomeError, Who};
 /// Time between the order and the first dial with the new key: for the news to reach everybody. A
 /// tenth of the overlap, if that is less.
 const NOTICE: Duration = Duration::from_mins(1);
+/// Shorter overlaps cut off nodes that run and are well: the news takes seconds to reach everybody.
+const MIN_OVERLAP: Duration = Duration::from_secs(10);
 /// Time for one node to be reached and to answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -36,6 +38,12 @@ fn overlap(text: &str) -> Result<Duration, String> {
     if overlap > MAX_OVERLAP {
         let most = span(MAX_OVERLAP);
         return Err(format!("the old key may be answered to for {most} at most"));
+    }
+    if overlap < MIN_OVERLAP {
+        return Err(format!(
+            "within {text} not every node hears of the new key, and who does not is cut off: give {} or more",
+            span(MIN_OVERLAP)
+        ));
     }
     Ok(overlap)
 }
@@ -126,4 +134,22 @@ fn report(
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_overlap_lasts_long_enough_and_not_for_ever() {
+        assert_eq!(overlap("10s"), Ok(MIN_OVERLAP));
+        for (text, word) in [
+            ("9s", "or more"),
+            ("9999d", "at most"),
+            ("soon", "no duration"),
+        ] {
+            let error = overlap(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
 }

@@ -15,6 +15,8 @@ pub struct GossipStats {
     pub datagrams: u64,
     /// Facts and messages not sent, because too many waited for the peer.
     pub dropped: u64,
+    /// Facts that peers asked for and were not sent, because they had been sent too many bytes.
+    pub withheld: u64,
     /// Facts and messages of peers not looked at, because they could not be read or were too many.
     pub refused: u64,
 }
@@ -26,6 +28,7 @@ pub(super) struct Counters {
     messages: AtomicU64,
     datagrams: AtomicU64,
     dropped: AtomicU64,
+    withheld: AtomicU64,
     refused: AtomicU64,
 }
 
@@ -44,6 +47,10 @@ impl Counters {
         self.dropped.fetch_add(1, Relaxed);
     }
 
+    pub(super) fn withheld(&self, facts: usize) {
+        self.withheld.fetch_add(facts as u64, Relaxed);
+    }
+
     pub(super) fn refused(&self) {
         self.refused.fetch_add(1, Relaxed);
     }
@@ -55,6 +62,7 @@ impl Counters {
             messages: self.messages.load(Relaxed),
             datagrams: self.datagrams.load(Relaxed),
             dropped: self.dropped.load(Relaxed),
+            withheld: self.withheld.load(Relaxed),
             refused: self.refused.load(Relaxed),
         }
     }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use meshwork_identity::NodeId;
+use meshwork_proto::codec;
 use meshwork_proto::facts::Fact;
+use meshwork_proto::membership::Key;
 use meshwork_proto::mesh::{Gossip as GossipCall, GossipBatch};
 use meshwork_proto::rpc::Status;
 use quinn::ConnectionError;
@@ -50,17 +53,7 @@ impl Node {
     }
 
     async fn deliver(&self, link: &Link, batch: &Batch) -> Result<(), CallError> {
-        let facts: Vec<Fact> = {
-            let held = self.gossip.facts();
-            let fact = |(key, whole): &(_, bool)| {
-                if *whole {
-                    held.whole(key)
-                } else {
-                    held.fact(key)
-                }
-            };
-            batch.keys.iter().filter_map(fact).collect()
-        };
+        let facts = self.facts_for(link.peer, batch);
         if facts.is_empty() && batch.messages.is_empty() {
             return Ok(());
         }
@@ -72,5 +65,34 @@ impl Node {
             facts,
         };
         link.ask::<GossipCall>(&call, DELIVERY).await
+    }
+
+    /// The facts of a batch, as far as the peer may have them: what it lacks in whole counts against
+    /// its share of bytes, but for the rotation of the key, which nobody can do without. What is
+    /// withheld, a later comparison of digests brings.
+    fn facts_for(&self, peer: NodeId, batch: &Batch) -> Vec<Fact> {
+        let facts: Vec<(Fact, bool)> = {
+            let held = self.gossip.facts();
+            let fact = |(key, whole): &(Key<NodeId>, bool)| {
+                let fact = if *whole {
+                    held.whole(key)?
+                } else {
+                    held.fact(key)?
+                };
+                Some((fact, *whole && *key != Key::Psk))
+            };
+            batch.keys.iter().filter_map(fact).collect()
+        };
+        let found = facts.len();
+        let may = |(fact, counts): &(Fact, bool)| {
+            !counts || self.gossip.may_answer(peer, codec::encode(fact).len())
+        };
+        let facts: Vec<Fact> = facts
+            .into_iter()
+            .filter(may)
+            .map(|(fact, _)| fact)
+            .collect();
+        self.gossip.counters.withheld(found - facts.len());
+        facts
     }
 }

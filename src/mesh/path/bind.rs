@@ -40,7 +40,11 @@ impl Paths {
         let key = keys.receive_id;
         let mut state = remote.state();
         state.keys.push(keys.clone());
-        self.table_mut().keys.insert(key, keys);
+        {
+            let mut table = self.table_mut();
+            table.keys.insert(key, keys);
+            table.callers.remove(remote.id);
+        }
         let (candidates, relays) = state.known_ways();
         self.handle(&remote, &mut state, Event::Proven(route));
         self.handle(&remote, &mut state, Event::Offered(&candidates));
@@ -58,20 +62,22 @@ impl Paths {
     /// A connection that we dialled, or that came through a relay.
     fn behind_label(&self, peer: NodeId, at: SocketAddr) -> Option<(Arc<Remote>, Route)> {
         let table = self.table();
-        let target = table.labels.get(&at)?;
+        let target = table.target(&at)?;
         if target.remote.node != peer {
             return None;
         }
         let answered = target.dial.as_ref().and_then(|dial| dial.answered);
-        let route = answered.or(target.route)?;
-        Some((target.remote.clone(), route))
+        let (remote, route) = (target.remote.clone(), target.route);
+        drop(table);
+        let route = answered.or(route).or_else(|| remote.state().called)?;
+        Some((remote, route))
     }
 
     /// A connection that came straight from an address.
     fn behind_address(&self, peer: NodeId, at: SocketAddr, route: Route) -> Arc<Remote> {
         let known = {
             let table = self.table();
-            let source = table.sources.get(&at);
+            let source = table.source(&at);
             source.map(|source| source.remote.clone())
         };
         let remote = match known {
@@ -79,16 +85,12 @@ impl Paths {
             _ => {
                 let label = self.table().free_label(&peer);
                 let remote = self.new_remote(peer, label);
-                self.table_mut().remotes.insert(remote.id, remote.clone());
+                self.table_mut().add_remote(&remote);
                 remote
             }
         };
-        let target = Target {
-            remote: remote.clone(),
-            route: Some(route),
-            dial: None,
-        };
-        self.table_mut().labels.entry(at).insert_entry(target);
+        let target = Target::new(&remote, Some(route));
+        self.table_mut().set_target(at, target);
         remote
     }
 
@@ -132,10 +134,10 @@ impl Paths {
         table.set_moved(into, chosen);
     }
 
-    /// Where a packet for `addr` goes from here.
+    /// Where a packet for `addr`, which has called us, goes from here.
     fn direct(&self, addr: SocketAddr) -> Route {
         Route::Direct {
-            socket: self.table().current().number,
+            socket: self.table().called_at(&mapped(addr)).number,
             addr: canonical(addr),
         }
     }
@@ -144,7 +146,7 @@ impl Paths {
         let Some(keys) = self.table_mut().keys.remove(&key) else {
             return;
         };
-        let remote = self.table().remotes.get(&keys.remote()).cloned();
+        let remote = self.table().remote(keys.remote()).cloned();
         let Some(remote) = remote else {
             return;
         };
@@ -155,10 +157,7 @@ impl Paths {
             state.expires = Some(self.now() + LINGER);
             self.schedule.set(remote.id, None);
             // What has still to be sent finds its way; whoever comes from there is somebody new.
-            let mut table = self.table_mut();
-            table
-                .sources
-                .retain(|_, source| source.remote.id != remote.id);
+            self.table_mut().forget_sources(remote.id);
         }
     }
 }
@@ -170,7 +169,7 @@ impl Bound {
         let remote = {
             let table = self.paths.table();
             let keys = table.keys.get(&self.key);
-            keys.and_then(|keys| table.remotes.get(&keys.remote()).cloned())
+            keys.and_then(|keys| table.remote(keys.remote()).cloned())
         };
         let chosen = remote.and_then(|remote| remote.state().machine.chosen());
         match chosen {

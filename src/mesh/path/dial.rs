@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use meshwork_identity::NodeId;
 use meshwork_proto::path::{Route, canonical};
 
-use super::label::ConnId;
+use super::label::{ConnId, is_virtual};
 use super::remote::{Remote, RemoteState};
 use super::table::Dialling;
 use super::{LINGER, Paths};
@@ -37,7 +37,7 @@ impl Paths {
             let remote = self.base(peer);
             let mut state = remote.state();
             // It may have expired in between.
-            if !self.table().remotes.contains_key(&remote.id) {
+            if self.table().remote(remote.id).is_none() {
                 continue;
             }
             let anew = state.dials == 0 && !state.is_bound();
@@ -55,7 +55,7 @@ impl Paths {
                 all: self.ways(&state),
                 answered: None,
             };
-            if let Some(target) = self.table_mut().labels.get_mut(&remote.label) {
+            if let Some(target) = self.table_mut().target_mut(&remote.label) {
                 target.dial = Some(dialling);
                 if anew {
                     target.route = None;
@@ -90,7 +90,7 @@ impl Paths {
             return;
         }
         let all = self.ways(state);
-        if let Some(target) = self.table_mut().labels.get_mut(&remote.label)
+        if let Some(target) = self.table_mut().target_mut(&remote.label)
             && let Some(dial) = &mut target.dial
         {
             dial.all = all;
@@ -110,7 +110,7 @@ impl Paths {
     pub(super) fn answered(&self, remote: &Remote, route: Route) {
         remote.unanswered.store(0, Ordering::Relaxed);
         let mut table = self.table_mut();
-        if let Some(target) = table.labels.get_mut(&remote.label)
+        if let Some(target) = table.target_mut(&remote.label)
             && let Some(dial) = &mut target.dial
         {
             dial.answered.get_or_insert(route);
@@ -135,7 +135,7 @@ impl Dial {
         let mut state = self.remote.state();
         let route = {
             let mut table = self.paths.table_mut();
-            let target = table.labels.get_mut(&self.remote.label)?;
+            let target = table.target_mut(&self.remote.label)?;
             target.dial.as_mut()?.answered.take()?
         };
         match route {
@@ -164,21 +164,21 @@ impl Drop for Dial {
         let mut table = self.paths.table_mut();
         // The listener may still refuse us with a packet of the handshake.
         table.end_dial(ids, now);
-        if let Some(target) = table.labels.get_mut(&self.remote.label)
+        if let Some(target) = table.target_mut(&self.remote.label)
             && let Some(dial) = target.dial.take()
         {
             // What quinn has still to say to whom it has given up goes where it came from.
-            target.route = target.route.or(dial.answered);
+            target.route = target.route.or(dial.answered).or(state.called);
         }
         state.expires = Some(self.paths.now() + LINGER);
     }
 }
 
 impl RemoteState {
-    /// Remembers where the peer may be.
+    /// Remembers where the peer may be: on the wire, and so at no virtual address.
     pub(super) fn add_candidates(&mut self, addrs: &[SocketAddr]) {
         for addr in addrs.iter().copied().map(canonical) {
-            if !self.candidates.contains(&addr) {
+            if !self.candidates.contains(&addr) && !is_virtual(&addr) {
                 self.candidates.push(addr);
             }
         }

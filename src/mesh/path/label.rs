@@ -31,7 +31,7 @@ pub(super) fn label(node: &NodeId, number: u16) -> SocketAddr {
 }
 
 /// Whether an address is a virtual one.
-pub(super) fn is_virtual(addr: &SocketAddr) -> bool {
+pub(crate) fn is_virtual(addr: &SocketAddr) -> bool {
     matches!(addr, SocketAddr::V6(v6) if v6.ip().octets().starts_with(&PREFIX))
 }
 

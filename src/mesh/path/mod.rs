@@ -9,6 +9,7 @@
 //! only the two ends of a connection can make (`keys`).
 
 mod bind;
+mod callers;
 mod dial;
 mod keys;
 mod label;
@@ -25,7 +26,7 @@ mod tests;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ use tokio::time::Instant;
 
 pub(crate) use self::bind::Bound;
 use self::label::destination_id;
-pub(crate) use self::label::virtual_addr;
+pub(crate) use self::label::{is_virtual, virtual_addr};
 use self::prober::Schedule;
 use self::queue::Inbound;
 pub(crate) use self::queue::RelayQueue;
@@ -47,8 +48,8 @@ use self::remote::Remote;
 use self::socket::PathSocket;
 use self::stats::Counters;
 pub use self::stats::PathStats;
-use self::table::{Socket, Table, Target};
-use crate::env::BindSocket;
+use self::table::{FIRST, Socket, Table, Target};
+use crate::env::{BindSocket, FindAddresses};
 
 /// Who was at an address, who was proven there since, and the address.
 type Taken = (Arc<Remote>, Arc<Remote>, SocketAddr);
@@ -59,15 +60,15 @@ pub(crate) type Route = AnyRoute;
 /// How long a remote without connection or dial is remembered: until the last packets of its
 /// connection are through, or a dial begins for which a relay was named.
 const LINGER: Duration = Duration::from_secs(30);
-/// Remotes without a connection that relays may make us remember. More push none out: they are not
-/// answered.
-const MAX_CALLERS: usize = 256;
+/// Relays that are remembered for a peer because they said so.
+const MAX_NAMED: usize = 8;
 
 /// The paths of a node.
 pub(crate) struct Paths {
     local: NodeId,
     config: PathConfig,
     bind: BindSocket,
+    addresses: FindAddresses,
     started: Instant,
     /// The number of the next remote.
     next_id: AtomicU64,
@@ -80,6 +81,9 @@ pub(crate) struct Paths {
     counters: Counters,
     lifetime: Mutex<MappingLifetime>,
     rotation: Mutex<rotate::Rotation>,
+    /// A peer has seen our address change, and the others are not looked at for it so far.
+    remapped: AtomicBool,
+    last_remap: Mutex<Option<Duration>>,
     /// What is still to be seen to.
     taken: Mutex<Vec<Taken>>,
     /// The second in which [`LINGER`] was looked at last.
@@ -87,19 +91,22 @@ pub(crate) struct Paths {
 }
 
 impl Paths {
-    /// Paths from `socket`, and from others that `bind` opens when that one is worn out.
+    /// Paths from `socket`, and from others that `bind` opens when that one is worn out. `addresses`
+    /// tells where the machine is.
     pub(crate) fn new(
         local: NodeId,
         socket: Arc<dyn AsyncUdpSocket>,
         bind: BindSocket,
+        addresses: FindAddresses,
         config: PathConfig,
     ) -> io::Result<Arc<Self>> {
-        let socket = Socket::new(0, socket)?;
-        let rotation = rotate::Rotation::new(&socket)?;
+        let socket = Socket::new(FIRST, socket)?;
+        let rotation = rotate::Rotation::new(&socket, &addresses)?;
         Ok(Arc::new(Self {
             local,
             config,
             bind,
+            addresses,
             started: Instant::now(),
             next_id: AtomicU64::new(1),
             table: RwLock::new(Table::new(socket)),
@@ -110,6 +117,8 @@ impl Paths {
             counters: Counters::default(),
             lifetime: Mutex::default(),
             rotation: Mutex::new(rotation),
+            remapped: AtomicBool::new(false),
+            last_remap: Mutex::default(),
             taken: Mutex::default(),
             last_expiry: AtomicU64::new(0),
         }))
@@ -159,7 +168,7 @@ impl Paths {
 
     /// The relay is not linked with us any more.
     pub(crate) fn remove_relay(&self, relay: NodeId) {
-        let remotes: Vec<Arc<Remote>> = self.table().remotes.values().cloned().collect();
+        let remotes = self.table().all();
         for remote in remotes {
             let mut state = remote.state();
             state.relays.remove(&relay);
@@ -187,7 +196,7 @@ impl Paths {
         };
         let in_use = {
             let table = self.table();
-            let target = table.labels.get(&remote.label);
+            let target = table.target(&remote.label);
             target.is_some_and(|target| target.route == Some(route))
         };
         if remote.note_received(in_use) {
@@ -216,29 +225,33 @@ impl Paths {
         }
         let remote = match known {
             Some(remote) => remote,
-            None if self.callers() >= MAX_CALLERS => return None,
-            None => self.base(src),
+            None if !self.table().callers.admits(&via) => return None,
+            None => {
+                let remote = self.base(src);
+                self.table_mut().callers.add(remote.id, via);
+                remote
+            }
         };
-        let mut state = remote.state();
-        if !state.is_bound() {
-            state.expires = Some(self.now() + LINGER);
-            let mut table = self.table_mut();
-            table.use_route(&remote, Some(route));
-        } else if !state.moved {
-            // Without this, quinn would send its answers to an address that nobody translates.
-            state.moved = true;
-            let chosen = state.machine.chosen();
-            self.table_mut().set_moved(&remote, chosen);
-        }
-        drop(state);
-        Some(remote)
+        self.called(&remote, via).then_some(remote)
     }
 
-    /// Remotes without a connection.
-    fn callers(&self) -> usize {
-        let remotes: Vec<Arc<Remote>> = self.table().remotes.values().cloned().collect();
-        let unbound = remotes.iter().filter(|remote| !remote.state().is_bound());
-        unbound.count()
+    /// A relay says that a packet is from this remote. Whether it may be: of whom we know for certain,
+    /// only what comes after a probe over this relay.
+    fn called(&self, remote: &Arc<Remote>, via: NodeId) -> bool {
+        let route = Route::Relay(via);
+        let mut state = remote.state();
+        if state.is_bound() {
+            return state.moved;
+        }
+        state.expires = Some(self.now() + LINGER);
+        state.called = Some(route);
+        if state.dials == 0 {
+            self.table_mut().use_route(remote, Some(route));
+        } else if state.relays.len() < MAX_NAMED && state.relays.insert(via) {
+            // Our own dial goes where it did, and there, too, until an answer proves one way.
+            self.refresh_dial(remote, &state);
+        }
+        true
     }
 
     /// The way to a peer that is in use.
@@ -249,7 +262,7 @@ impl Paths {
 
     /// How the peers see our socket.
     pub(crate) fn reflexive(&self) -> Vec<(NodeId, SocketAddr)> {
-        let remotes: Vec<Arc<Remote>> = self.table().remotes.values().cloned().collect();
+        let remotes = self.table().all();
         let observed = |remote: &Arc<Remote>| {
             let seen = remote.state().observed?;
             Some((remote.node, seen))
@@ -278,7 +291,7 @@ impl Paths {
     /// The remote that a node is dialled as, and that it is when it calls through a relay.
     fn base(&self, peer: NodeId) -> Arc<Remote> {
         let label = virtual_addr(&peer);
-        if let Some(target) = self.table().labels.get(&label) {
+        if let Some(target) = self.table().target(&label) {
             return target.remote.clone();
         }
         let remote = self.new_remote(peer, label);
@@ -288,14 +301,13 @@ impl Paths {
             state.expires = Some(self.now() + LINGER);
         }
         let mut table = self.table_mut();
-        let target = table.labels.entry(label).or_insert_with(|| Target {
-            remote: remote.clone(),
-            route: None,
-            dial: None,
-        });
-        let found = target.remote.clone();
-        table.remotes.insert(found.id, found.clone());
-        found
+        // Another thread may have been faster.
+        if let Some(target) = table.target(&label) {
+            return target.remote.clone();
+        }
+        table.set_target(label, Target::new(&remote, None));
+        table.add_remote(&remote);
+        remote
     }
 
     fn new_remote(&self, node: NodeId, label: SocketAddr) -> Arc<Remote> {

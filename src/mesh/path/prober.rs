@@ -20,6 +20,10 @@ use super::{Paths, Taken};
 /// Longest sleep of the prober: what expires without a timer of its own is looked at then.
 const ROUND: Duration = Duration::from_secs(10);
 
+/// Between two times that all ways are looked at because our address has changed. A peer that lies
+/// about it makes us send so many pings and no more.
+const REMAP_PAUSE: Duration = Duration::from_secs(1);
+
 /// A handshake is over after this, one way or the other.
 const HANDSHAKE: Duration = Duration::from_secs(15);
 
@@ -35,7 +39,7 @@ struct Inner {
     due: BTreeSet<(Duration, u64)>,
     at: BTreeMap<u64, Duration>,
     /// Machines that are to be told of traffic.
-    active: Vec<u64>,
+    active: BTreeSet<u64>,
 }
 
 impl Schedule {
@@ -68,7 +72,7 @@ impl Schedule {
     /// Takes the machines that are due or active.
     fn take(&self, now: Duration) -> BTreeSet<u64> {
         self.with(|inner| {
-            let mut ids: BTreeSet<u64> = inner.active.drain(..).collect();
+            let mut ids = std::mem::take(&mut inner.active);
             while let Some(&(at, id)) = inner.due.first()
                 && at <= now
             {
@@ -112,10 +116,13 @@ impl Paths {
 
     fn do_due(&self, now: Duration) {
         for id in self.schedule.take(now) {
-            let remote = self.table().remotes.get(&id).cloned();
+            let remote = self.table().remote(id).cloned();
             if let Some(remote) = remote {
                 self.look_at(&remote);
             }
+        }
+        if self.remapped.swap(false, Ordering::Relaxed) {
+            self.doubt_all(now);
         }
         let rotate = self.lifetime().rotate_at().is_some_and(|at| at <= now);
         if rotate && let Err(error) = self.rotate() {
@@ -125,10 +132,28 @@ impl Paths {
         self.expire(now);
     }
 
+    /// A NAT has changed our address: who is behind a filter of its own does not reach us any more.
+    fn doubt_all(&self, now: Duration) {
+        let mut last = self
+            .last_remap
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if last.is_some_and(|last| now < last + REMAP_PAUSE) {
+            return;
+        }
+        *last = Some(now);
+        drop(last);
+        let remotes = self.table().all();
+        for remote in remotes {
+            self.tell(&remote, Event::Remapped);
+        }
+    }
+
     /// The machine of a remote is to be told of its traffic soon.
     pub(super) fn activate(&self, id: u64) {
-        self.schedule.with(|inner| inner.active.push(id));
-        self.schedule.changed.notify_one();
+        if self.schedule.with(|inner| inner.active.insert(id)) {
+            self.schedule.changed.notify_one();
+        }
     }
 
     /// Tells a machine what flowed.
@@ -179,6 +204,7 @@ impl Paths {
                 }
             }
             Action::Use(route) => self.use_route(remote, state, route),
+            Action::Spread(over) => self.table_mut().spread(remote, over),
             Action::Forget(route) => {
                 let addr = route.addr();
                 let kept = state.machine.routes().any(|other| other.addr() == addr);
@@ -246,7 +272,7 @@ impl Paths {
         let found = {
             let table = self.table();
             table.keys.get(&claimed.key).and_then(|keys| {
-                let remote = table.remotes.get(&keys.remote())?;
+                let remote = table.remote(keys.remote())?;
                 Some((keys.clone(), remote.clone()))
             })
         };
@@ -338,6 +364,7 @@ impl Paths {
         let changed = self.lifetime().observed(self.now(), remote.node, seen);
         if changed {
             debug!(peer = ?remote.node, %seen, "our address as the peer sees it has changed");
+            self.remapped.store(true, Ordering::Relaxed);
             self.schedule.changed.notify_one();
         }
     }
@@ -346,7 +373,7 @@ impl Paths {
     fn see_to_taken(&self) {
         let taken = std::mem::take(&mut *self.taken());
         for (before, now, addr) in taken {
-            let still = |remote: &Arc<Remote>| self.table().remotes.contains_key(&remote.id);
+            let still = |remote: &Arc<Remote>| self.table().remote(remote.id).is_some();
             if still(&before) && still(&now) {
                 self.part(&before, &now, addr);
             }
@@ -365,7 +392,7 @@ impl Paths {
         }
         self.table_mut()
             .forget_handshakes(now.saturating_sub(HANDSHAKE));
-        let remotes: Vec<Arc<Remote>> = self.table().remotes.values().cloned().collect();
+        let remotes = self.table().all();
         for remote in remotes {
             let state = remote.state();
             let idle = !state.is_bound() && state.dials == 0;

@@ -41,6 +41,8 @@ pub(super) struct RemoteState {
     pub(super) relays: BTreeSet<NodeId>,
     /// The way that was used last.
     pub(super) route: Option<Route>,
+    /// The relay that has named it last, before there was a connection.
+    pub(super) called: Option<Route>,
     /// Where it sees us.
     pub(super) observed: Option<SocketAddr>,
     /// Dials under way.
@@ -69,6 +71,7 @@ impl Remote {
                 candidates: Vec::new(),
                 relays: BTreeSet::new(),
                 route: None,
+                called: None,
                 observed: None,
                 dials: 0,
                 ids: Vec::new(),

@@ -1,27 +1,30 @@
 //! Our own sockets and addresses: which there are, and how one follows another.
 
+use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use meshwork_identity::NodeId;
 use meshwork_proto::path::{Event, Route, canonical};
+use quinn::AsyncUdpSocket;
 use tracing::debug;
 
 use super::Paths;
-use super::remote::Remote;
 use super::stats::Counters;
-use super::table::Socket;
+use super::table::{FIRST, Socket};
+use crate::env::FindAddresses;
 
-/// Sockets that are open at a time: the one in use, and those that still receive.
-const MAX_SOCKETS: usize = 3;
-/// Addresses of the documentation (RFC 5737, RFC 3849), for asking the system which of ours it would
-/// use for the world. Nothing is sent to them.
-const FAR: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
-    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
-];
+/// Sockets that are open at a time: the first one, the one in use, and those that still receive.
+const MAX_SOCKETS: usize = 4;
+/// How long an answer of the system to where it is counts: machines move, and it is asked for each
+/// dial and each answer to a probe.
+const MOVES: Duration = Duration::from_secs(1);
+/// Ports that are remembered: those of some minutes, with the shortest-lived mappings there are.
+const MAX_PORTS: usize = 8;
+/// Sockets at such ports that are opened in vain until one is taken.
+const MAX_STALE: usize = MAX_PORTS;
 
 /// What is remembered of our sockets.
 pub(super) struct Rotation {
@@ -29,17 +32,20 @@ pub(super) struct Rotation {
     first: SocketAddr,
     /// When each old one is closed.
     old: Vec<(u8, Duration)>,
-    /// Addresses that the one in use receives at.
-    local: Vec<SocketAddr>,
+    /// Addresses that the one in use receives at, and when they were asked for.
+    local: (Vec<SocketAddr>, Duration),
+    /// Ports that were used last: a NAT may still have a mapping of them, which is as old.
+    ports: VecDeque<u16>,
 }
 
 impl Rotation {
-    pub(super) fn new(socket: &Socket) -> io::Result<Self> {
+    pub(super) fn new(socket: &Socket, addresses: &FindAddresses) -> io::Result<Self> {
         let first = canonical(socket.io.local_addr()?);
         Ok(Self {
             first,
             old: Vec::new(),
-            local: local_addresses(first),
+            local: (addresses(first), Duration::ZERO),
+            ports: VecDeque::from([first.port()]),
         })
     }
 }
@@ -54,10 +60,16 @@ impl Paths {
         self.table().current().io.local_addr().map(canonical)
     }
 
-    /// Addresses of this machine that the socket in use receives at: its own, or those of the
-    /// interfaces to the world where it is bound to all.
+    /// Addresses of this machine that the socket in use receives at: its own, or all of the machine
+    /// where it is bound to none.
     pub(crate) fn local_candidates(&self) -> Vec<SocketAddr> {
-        self.rotation().local.clone()
+        let now = self.now();
+        let outdated = now.saturating_sub(self.rotation().local.1) >= MOVES;
+        if outdated && let Ok(bound) = self.local_addr() {
+            let found = (self.addresses)(bound);
+            self.rotation().local = (found, now);
+        }
+        self.rotation().local.0.clone()
     }
 
     /// Whether the way to the peer still leads over an old socket of ours, which is soon closed.
@@ -69,19 +81,19 @@ impl Paths {
     /// Opens another socket and moves all peers there, each when it has answered; the old one still
     /// receives for a while. The new socket's address.
     pub(crate) fn rotate(&self) -> io::Result<SocketAddr> {
-        let first = self.rotation().first;
-        let io = (self.bind)(SocketAddr::new(first.ip(), 0))?;
-        let addr = canonical(io.local_addr()?);
+        let (io, addr) = self.fresh_socket()?;
+        let local = (self.addresses)(addr);
         let now = self.now();
         let (socket, remotes) = {
             let mut table = self.table_mut();
             let before = table.current().number;
-            let number = before.wrapping_add(1);
+            // No other one is ever called as the first, which stays.
+            let number = before.checked_add(1).unwrap_or(FIRST + 1);
             table.sockets.push(Socket::new(number, io)?);
             let mut rotation = self.rotation();
             rotation.old.push((before, now + self.config.overlap));
-            rotation.local = local_addresses(addr);
-            let remotes: Vec<Arc<Remote>> = table.remotes.values().cloned().collect();
+            rotation.local = (local, now);
+            let remotes = table.all();
             (number, remotes)
         };
         self.lifetime().rotated(now);
@@ -98,7 +110,28 @@ impl Paths {
         Ok(addr)
     }
 
-    /// Closes sockets whose time is over.
+    /// A socket at a port that was not used of late, unless the system has no other.
+    fn fresh_socket(&self) -> io::Result<(Arc<dyn AsyncUdpSocket>, SocketAddr)> {
+        let ip = self.rotation().first.ip();
+        // They are kept so long, so that the next one gets another port.
+        let mut stale = Vec::new();
+        loop {
+            let io = (self.bind)(SocketAddr::new(ip, 0))?;
+            let addr = canonical(io.local_addr()?);
+            let mut rotation = self.rotation();
+            if stale.len() == MAX_STALE || !rotation.ports.contains(&addr.port()) {
+                if rotation.ports.len() == MAX_PORTS {
+                    rotation.ports.pop_front();
+                }
+                rotation.ports.push_back(addr.port());
+                return Ok((io, addr));
+            }
+            stale.push(io);
+        }
+    }
+
+    /// Closes sockets whose time is over. The first one stays open for those who are told of its port:
+    /// the commands of this machine, and the world where the port is forwarded.
     pub(super) fn close_old_sockets(&self, now: Duration) {
         loop {
             let socket = {
@@ -109,42 +142,18 @@ impl Paths {
                     Some((socket, at)) if *at <= now || too_many => {
                         let socket = *socket;
                         rotation.old.remove(0);
-                        table.sockets.retain(|known| known.number != socket);
+                        table
+                            .sockets
+                            .retain(|known| known.number != socket || socket == FIRST);
                         socket
                     }
                     _ => return,
                 }
             };
-            let remotes: Vec<Arc<Remote>> = self.table().remotes.values().cloned().collect();
+            let remotes = self.table().all();
             for remote in remotes {
                 self.tell(&remote, Event::Closed { socket });
             }
         }
     }
-}
-
-/// Addresses at which a socket bound to `addr` receives from other machines.
-fn local_addresses(addr: SocketAddr) -> Vec<SocketAddr> {
-    if !addr.ip().is_unspecified() {
-        return vec![addr];
-    }
-    // Only a wildcard of IPv6 receives both.
-    let far = FAR
-        .into_iter()
-        .filter(|far| addr.is_ipv6() || far.is_ipv4());
-    far.filter_map(towards)
-        .filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
-        .map(|ip| SocketAddr::new(ip, addr.port()))
-        .collect()
-}
-
-/// Our address on the way to `far`.
-fn towards(far: IpAddr) -> Option<IpAddr> {
-    let any: IpAddr = match far {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0)).ok()?;
-    socket.connect((far, 9)).ok()?;
-    Some(socket.local_addr().ok()?.ip())
 }

@@ -19,7 +19,7 @@ use super::keys::KeyId;
 use super::label::{canonical, destination_id, is_virtual, mapped, source_id};
 use super::remote::Remote;
 use super::stats::Counters;
-use super::table::{Socket, Table, Target};
+use super::table::{Socket, Spread, Table, Target};
 
 /// Packets of a dial without an answer after which it goes everywhere again.
 const DIAL_PATIENCE: u32 = 8;
@@ -35,6 +35,8 @@ enum After {
     Answer(Arc<Remote>, Route),
     /// A probe of a peer.
     Probe(Route, [u8; PROBE_LEN]),
+    /// A handshake has come in at a socket that is not the one in use.
+    Stranger(SocketAddr, u8),
 }
 
 impl AsyncUdpSocket for PathSocket {
@@ -83,22 +85,31 @@ impl Paths {
         if is_long(transmit.contents) && !is_virtual(&transmit.destination) {
             // A handshake stays where it was begun, whoever was known there before.
             self.note_handshake(transmit);
-            return self.table().current().send(transmit.destination, transmit);
+            let table = self.table();
+            let socket = table.called_at(&transmit.destination);
+            return socket.send(transmit.destination, transmit);
         }
         let table = self.table();
-        let Some(target) = table.labels.get(&transmit.destination) else {
+        let Some(target) = table.target(&transmit.destination) else {
             if is_virtual(&transmit.destination) {
                 Counters::add(&self.counters.unroutable);
                 return Ok(());
             }
-            return table.current().send(transmit.destination, transmit);
+            let socket = table.called_at(&transmit.destination);
+            return socket.send(transmit.destination, transmit);
         };
         if target.remote.note_sent() {
             self.activate(target.remote.id);
         }
         let Some(all) = target.everywhere(transmit.contents) else {
             let route = target.way(transmit.contents);
-            return self.send_over(&table, &target.remote, route, transmit);
+            let sent = self.send_over(&table, &target.remote, route, transmit);
+            if sent.is_ok()
+                && let Some(spread) = &target.spread
+            {
+                self.send_too(&table, &target.remote, spread, transmit);
+            }
+            return sent;
         };
         let (all, remote) = (all.clone(), target.remote.clone());
         let unknown = source_id(transmit.contents).filter(|id| !table.dialled.contains_key(id));
@@ -116,6 +127,17 @@ impl Paths {
             results.for_each(drop);
         }
         first
+    }
+
+    /// Sends a packet over other ways, too. What they have no room for is a loss.
+    fn send_too(&self, table: &Table, remote: &Remote, spread: &Spread, transmit: &Transmit<'_>) {
+        if !spread.takes_one() {
+            return;
+        }
+        Counters::add(&self.counters.spread);
+        for route in spread.over.iter().flatten() {
+            let _ = self.send_over(table, remote, Some(*route), transmit);
+        }
     }
 
     /// Remembers a handshake that we answer.
@@ -183,6 +205,7 @@ impl Paths {
             match what {
                 After::Answer(remote, route) => self.answered(&remote, route),
                 After::Probe(route, datagram) => self.take_probe(route, &datagram),
+                After::Stranger(from, socket) => self.table_mut().note_stranger(from, socket),
             }
         }
         received
@@ -247,7 +270,7 @@ impl Paths {
             && let Some(remote) =
                 destination_id(&buf[..meta.len]).and_then(|id| table.dialled.get(&id))
         {
-            let source = table.sources.get(&from);
+            let source = table.source(&from);
             if remote.note_received(source.is_none_or(|source| source.in_use)) {
                 self.activate(remote.id);
             }
@@ -258,7 +281,10 @@ impl Paths {
             (meta.addr, meta.dst_ip) = (remote.label, None);
             return;
         }
-        let Some(source) = table.sources.get(&from) else {
+        if is_long(&buf[..meta.len]) && table.is_stranger(&from, socket) {
+            after.push(After::Stranger(from, socket));
+        }
+        let Some(source) = table.source(&from) else {
             return;
         };
         if source.remote.note_received(source.in_use) {
@@ -315,7 +341,7 @@ fn as_probe(datagram: &[u8]) -> Option<(KeyId, [u8; PROBE_LEN])> {
 impl Table {
     /// Whether the remote is dialled, and has not answered so far.
     fn awaits_answer(&self, remote: &Remote) -> bool {
-        let dial = self.labels.get(&remote.label);
+        let dial = self.target(&remote.label);
         let dial = dial.and_then(|target| target.dial.as_ref());
         dial.is_some_and(|dial| dial.answered.is_none())
     }

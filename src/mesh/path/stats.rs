@@ -9,6 +9,8 @@ pub struct PathStats {
     pub switches: u64,
     /// Times that another socket was opened, before a NAT's mapping expired or on demand.
     pub rotations: u64,
+    /// Packets, or batches of them, that went over other ways, too, as the one in use was in doubt.
+    pub spread: u64,
     /// Pings sent.
     pub pings: u64,
     /// Pongs received that answered one.
@@ -44,6 +46,7 @@ macro_rules! counters {
 counters!(
     switches,
     rotations,
+    spread,
     pings,
     pongs,
     unknown_probes,

@@ -1,14 +1,16 @@
 //! Who is behind which address: looked up for every packet, changed when a path does.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use meshwork_identity::NodeId;
-use meshwork_proto::path::Route;
+use meshwork_proto::path::{MAX_SPREAD, Route};
 use quinn::AsyncUdpSocket;
 
+use super::callers::Callers;
 use super::keys::{KeyId, ProbeKeys};
 use super::label::{ConnId, canonical, label, mapped};
 use super::remote::Remote;
@@ -17,12 +19,21 @@ use super::remote::Remote;
 /// same peer at the same time.
 const MAX_ACCEPTED: usize = 2048;
 
+/// Number of the socket that the node was started with.
+pub(super) const FIRST: u8 = 0;
+/// Callers at old sockets that are remembered. One that is forgotten in its handshake is answered from
+/// another port.
+const MAX_STRANGERS: usize = 256;
+/// Packets that go over other ways, too, in one doubt: what QUIC sends before it waits for an answer,
+/// and its repeats.
+const MAX_SPREAD_PACKETS: u32 = 256;
+
 /// The tables of a node's paths. All real addresses in here are in quinn's form.
 pub(super) struct Table {
     /// Where to send what quinn sends to an address: virtual ones, and those of remotes.
-    pub(super) labels: HashMap<SocketAddr, Target>,
+    labels: HashMap<SocketAddr, Target>,
     /// Whose packets come from an address.
-    pub(super) sources: HashMap<SocketAddr, Source>,
+    sources: HashMap<SocketAddr, Source>,
     /// Dials under way or just over, by the connection ids that the answers go to.
     pub(super) dialled: HashMap<ConnId, Arc<Remote>>,
     /// Those that are over, and since when.
@@ -34,11 +45,28 @@ pub(super) struct Table {
     accepted_since: VecDeque<(Duration, ConnId)>,
     /// Keys of probes that we accept.
     pub(super) keys: HashMap<KeyId, Arc<ProbeKeys>>,
-    pub(super) remotes: BTreeMap<u64, Arc<Remote>>,
+    remotes: BTreeMap<u64, Arc<Remote>>,
+    /// What of the above is each remote's, by its number.
+    owned: BTreeMap<u64, Owned>,
+    /// The numbers of the remotes of each node.
+    nodes: BTreeMap<NodeId, BTreeSet<u64>>,
+    /// Who is known through relays alone.
+    pub(super) callers: Callers,
     /// Whom the packets of a node are from that come through relays.
     pub(super) relayed: BTreeMap<NodeId, Arc<Remote>>,
     /// Our sockets, the one in use last.
     pub(super) sockets: Vec<Socket>,
+    /// Who has called at another socket than the one in use, which must be the one that answers.
+    strangers: HashMap<SocketAddr, u8>,
+    /// The same by age.
+    strangers_since: VecDeque<SocketAddr>,
+}
+
+/// What belongs to a remote.
+#[derive(Debug, Default)]
+struct Owned {
+    labels: BTreeSet<SocketAddr>,
+    sources: BTreeSet<SocketAddr>,
 }
 
 /// One of our sockets.
@@ -57,6 +85,24 @@ pub(super) struct Target {
     pub(super) route: Option<Route>,
     /// While it is dialled.
     pub(super) dial: Option<Dialling>,
+    /// While the way in use is in doubt.
+    pub(super) spread: Option<Spread>,
+}
+
+/// Other ways that packets go over, too.
+pub(super) struct Spread {
+    pub(super) over: [Option<Route>; MAX_SPREAD],
+    /// For so many more packets.
+    left: AtomicU32,
+}
+
+impl Spread {
+    /// Whether another packet goes over all of them.
+    pub(super) fn takes_one(&self) -> bool {
+        let less = |left: u32| left.checked_sub(1);
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        self.left.fetch_update(set, fetch, less).is_ok()
+    }
 }
 
 /// A dial goes everywhere until an answer comes, and then where that came from.
@@ -85,8 +131,39 @@ impl Table {
             accepted_since: VecDeque::new(),
             keys: HashMap::new(),
             remotes: BTreeMap::new(),
+            owned: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            callers: Callers::default(),
             relayed: BTreeMap::new(),
             sockets: vec![socket],
+            strangers: HashMap::new(),
+            strangers_since: VecDeque::new(),
+        }
+    }
+
+    /// Whether it is news that somebody begins a handshake at this socket.
+    pub(super) fn is_stranger(&self, from: &SocketAddr, socket: u8) -> bool {
+        let noted = self.strangers.get(from).copied();
+        noted.unwrap_or(self.current().number) != socket
+    }
+
+    /// Somebody begins a handshake at this socket.
+    pub(super) fn note_stranger(&mut self, from: SocketAddr, socket: u8) {
+        if self.strangers.insert(from, socket).is_none() {
+            self.strangers_since.push_back(from);
+        }
+        if self.strangers_since.len() > MAX_STRANGERS
+            && let Some(oldest) = self.strangers_since.pop_front()
+        {
+            self.strangers.remove(&oldest);
+        }
+    }
+
+    /// The socket that answers whoever has called from this address.
+    pub(super) fn called_at(&self, from: &SocketAddr) -> &Socket {
+        match self.strangers.get(from) {
+            Some(number) => self.socket(*number),
+            None => self.current(),
         }
     }
 
@@ -104,8 +181,47 @@ impl Table {
 
     /// The remote that a node is dialled as.
     pub(super) fn dialled(&self, node: &NodeId) -> Option<&Arc<Remote>> {
-        let target = self.labels.get(&super::virtual_addr(node))?;
+        let target = self.target(&super::virtual_addr(node))?;
         Some(&target.remote)
+    }
+
+    /// Where to send what quinn sends to an address.
+    pub(super) fn target(&self, addr: &SocketAddr) -> Option<&Target> {
+        self.labels.get(addr)
+    }
+
+    pub(super) fn target_mut(&mut self, addr: &SocketAddr) -> Option<&mut Target> {
+        self.labels.get_mut(addr)
+    }
+
+    /// What quinn sends to `addr` goes to this target from now on.
+    pub(super) fn set_target(&mut self, addr: SocketAddr, target: Target) {
+        let id = target.remote.id;
+        if let Some(before) = self.labels.insert(addr, target)
+            && let Some(owned) = self.owned.get_mut(&before.remote.id)
+        {
+            owned.labels.remove(&addr);
+        }
+        self.owned.entry(id).or_default().labels.insert(addr);
+    }
+
+    /// Whose packets come from an address.
+    pub(super) fn source(&self, addr: &SocketAddr) -> Option<&Source> {
+        self.sources.get(addr)
+    }
+
+    pub(super) fn remote(&self, id: u64) -> Option<&Arc<Remote>> {
+        self.remotes.get(&id)
+    }
+
+    /// All of them, the oldest first.
+    pub(super) fn all(&self) -> Vec<Arc<Remote>> {
+        self.remotes.values().cloned().collect()
+    }
+
+    pub(super) fn add_remote(&mut self, remote: &Arc<Remote>) {
+        self.remotes.insert(remote.id, remote.clone());
+        self.nodes.entry(remote.node).or_default().insert(remote.id);
     }
 
     /// A dial with these connection ids is over.
@@ -153,31 +269,53 @@ impl Table {
     }
 
     /// All remotes of a node, the oldest first.
-    pub(super) fn of_node(&self, node: NodeId) -> impl Iterator<Item = &Arc<Remote>> {
-        self.remotes
-            .values()
-            .filter(move |remote| remote.node == node)
+    pub(super) fn of_node(&self, node: NodeId) -> impl DoubleEndedIterator<Item = &Arc<Remote>> {
+        let ids = self.nodes.get(&node).into_iter().flatten();
+        ids.filter_map(|id| self.remotes.get(id))
     }
 
     /// A virtual address of the node that is not in use.
     pub(super) fn free_label(&self, node: &NodeId) -> SocketAddr {
-        let used = |label: &SocketAddr| self.remotes.values().any(|remote| remote.label == *label);
+        let used = |label: &SocketAddr| self.of_node(*node).any(|remote| remote.label == *label);
         let mut labels = (2..=u16::MAX).map(|number| label(node, number));
         let free = labels.find(|label| !used(label));
         free.unwrap_or_else(|| label(node, u16::MAX))
     }
 
-    /// Sends what goes to `from`, and all that goes to the remote's own label, over `route`.
-    pub(super) fn use_route(&mut self, remote: &Arc<Remote>, route: Option<Route>) {
-        for target in self.labels.values_mut() {
-            if target.remote.id == remote.id {
-                target.route = route;
+    /// Sends what goes to the remote over `route`.
+    pub(super) fn use_route(&mut self, remote: &Remote, route: Option<Route>) {
+        self.each_target(remote.id, |target| target.route = route);
+        let addr = route.and_then(|route| route.addr()).map(mapped);
+        self.each_source(remote.id, |from, source| {
+            source.in_use = Some(from) == addr;
+        });
+    }
+
+    /// Packets for the remote go over these ways, too, until the doubt ends that this is for.
+    pub(super) fn spread(&mut self, remote: &Remote, over: [Option<Route>; MAX_SPREAD]) {
+        let wanted = over.iter().any(Option::is_some);
+        self.each_target(remote.id, |target| {
+            let before = target.spread.take();
+            let left = before.map_or(MAX_SPREAD_PACKETS, |spread| spread.left.into_inner());
+            let left = AtomicU32::new(left);
+            target.spread = wanted.then_some(Spread { over, left });
+        });
+    }
+
+    fn each_target(&mut self, id: u64, mut change: impl FnMut(&mut Target)) {
+        let owned = self.owned.get(&id);
+        for label in owned.into_iter().flat_map(|owned| &owned.labels) {
+            if let Some(target) = self.labels.get_mut(label) {
+                change(target);
             }
         }
-        let addr = route.and_then(|route| route.addr()).map(mapped);
-        for (from, source) in &mut self.sources {
-            if source.remote.id == remote.id {
-                source.in_use = Some(*from) == addr;
+    }
+
+    fn each_source(&mut self, id: u64, mut change: impl FnMut(SocketAddr, &mut Source)) {
+        let owned = self.owned.get(&id);
+        for from in owned.into_iter().flat_map(|owned| &owned.sources) {
+            if let Some(source) = self.sources.get_mut(from) {
+                change(*from, source);
             }
         }
     }
@@ -195,10 +333,22 @@ impl Table {
             label: moved.then_some(remote.label),
             in_use: false,
         };
-        let before = self.sources.insert(mapped(addr), source);
-        before
+        let addr = mapped(addr);
+        let before = self.sources.insert(addr, source);
+        let before = before
             .map(|source| source.remote)
-            .filter(|before| before.id != remote.id)
+            .filter(|before| before.id != remote.id);
+        if let Some(before) = &before
+            && let Some(owned) = self.owned.get_mut(&before.id)
+        {
+            owned.sources.remove(&addr);
+        }
+        self.owned
+            .entry(remote.id)
+            .or_default()
+            .sources
+            .insert(addr);
+        before
     }
 
     /// Whose packets come from an address.
@@ -209,57 +359,110 @@ impl Table {
 
     /// Quinn sees the remote at its virtual address from now on.
     pub(super) fn set_moved(&mut self, remote: &Arc<Remote>, route: Option<Route>) {
-        self.labels.entry(remote.label).or_insert_with(|| Target {
-            remote: remote.clone(),
-            route,
-            dial: None,
-        });
-        for source in self.sources.values_mut() {
-            if source.remote.id == remote.id {
-                source.label = Some(remote.label);
-            }
+        if !self.labels.contains_key(&remote.label) {
+            self.set_target(remote.label, Target::new(remote, route));
         }
+        self.each_source(remote.id, |_, source| source.label = Some(remote.label));
     }
 
     /// `from` is found to be the same far end as `into`.
     pub(super) fn merge(&mut self, from: &Arc<Remote>, into: &Arc<Remote>, route: Option<Route>) {
-        for target in self.labels.values_mut() {
-            if target.remote.id == from.id {
-                target.remote = into.clone();
-                target.route = route;
-            }
+        self.each_target(from.id, |target| {
+            target.remote = into.clone();
+            target.route = route;
+            target.spread = None;
+        });
+        self.each_source(from.id, |_, source| {
+            source.remote = into.clone();
+            source.label = Some(into.label);
+        });
+        let theirs = self.owned.remove(&from.id).unwrap_or_default();
+        let owned = self.owned.entry(into.id).or_default();
+        owned.labels.extend(theirs.labels);
+        owned.sources.extend(theirs.sources);
+        if let Some(relayed) = self.relayed.get_mut(&from.node)
+            && relayed.id == from.id
+        {
+            *relayed = into.clone();
         }
-        for source in self.sources.values_mut() {
-            if source.remote.id == from.id {
-                source.remote = into.clone();
-                source.label = Some(into.label);
-            }
-        }
-        for relayed in self.relayed.values_mut() {
-            if relayed.id == from.id {
-                *relayed = into.clone();
-            }
-        }
-        self.remotes.remove(&from.id);
+        self.forget_remote(from.id);
     }
 
+    /// Ends all that is known of a remote.
     pub(super) fn remove(&mut self, id: u64) {
-        self.labels.retain(|_, target| target.remote.id != id);
-        self.sources.retain(|_, source| source.remote.id != id);
+        self.forget_sources(id);
+        let owned = self.owned.remove(&id).unwrap_or_default();
+        for label in owned.labels {
+            self.labels.remove(&label);
+        }
         self.dialled.retain(|_, remote| remote.id != id);
-        self.relayed.retain(|_, remote| remote.id != id);
-        self.remotes.remove(&id);
+        if let Some(remote) = self.forget_remote(id)
+            && self
+                .relayed
+                .get(&remote.node)
+                .is_some_and(|relayed| relayed.id == id)
+        {
+            self.relayed.remove(&remote.node);
+        }
+    }
+
+    fn forget_remote(&mut self, id: u64) -> Option<Arc<Remote>> {
+        self.callers.remove(id);
+        let remote = self.remotes.remove(&id)?;
+        if let Some(ids) = self.nodes.get_mut(&remote.node) {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.nodes.remove(&remote.node);
+            }
+        }
+        Some(remote)
+    }
+
+    /// Whoever comes from where the remote was is somebody new.
+    pub(super) fn forget_sources(&mut self, id: u64) {
+        let Some(owned) = self.owned.get_mut(&id) else {
+            return;
+        };
+        for from in std::mem::take(&mut owned.sources) {
+            self.sources.remove(&from);
+        }
     }
 
     /// Ends what is known of an address, if it is the remote's and none of its ways uses it.
     pub(super) fn forget_source(&mut self, addr: SocketAddr, id: u64) {
         let addr = mapped(addr);
-        if self
-            .sources
-            .get(&addr)
-            .is_some_and(|source| source.remote.id == id)
+        if let Some(owned) = self.owned.get_mut(&id)
+            && owned.sources.remove(&addr)
         {
             self.sources.remove(&addr);
+        }
+    }
+
+    /// How much is remembered: all of it is 0 when nothing is.
+    #[cfg(test)]
+    pub(super) fn sizes(&self) -> [usize; 9] {
+        [
+            self.labels.len(),
+            self.sources.len(),
+            self.dialled.len(),
+            self.accepted.len(),
+            self.keys.len(),
+            self.remotes.len(),
+            self.relayed.len(),
+            self.owned.len(),
+            self.nodes.len(),
+        ]
+    }
+}
+
+impl Target {
+    /// One that is not dialled.
+    pub(super) fn new(remote: &Arc<Remote>, route: Option<Route>) -> Self {
+        Self {
+            remote: remote.clone(),
+            route,
+            dial: None,
+            spread: None,
         }
     }
 }

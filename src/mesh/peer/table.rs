@@ -235,6 +235,14 @@ impl Peers {
         self.table().pinned.get(peer).cloned()
     }
 
+    /// Whether some node was pinned at an address of this very machine: others of its mesh may be here,
+    /// too.
+    pub(crate) fn is_any_pinned_here(&self) -> bool {
+        let table = self.table();
+        let mut addrs = table.pinned.values().flat_map(|contact| &contact.addrs);
+        addrs.any(|addr| addr.ip().to_canonical().is_loopback())
+    }
+
     /// Keeps connections with `peer` from ending for want of calls, for this reason, too.
     pub(crate) fn keep(&self, peer: &NodeId, why: Keep) {
         *self.table().kept.entry(*peer).or_default() |= why as u8;

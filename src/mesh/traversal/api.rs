@@ -11,6 +11,7 @@ use meshwork_proto::mesh::TraversalStats;
 use meshwork_proto::path::{NatClass, Route};
 
 use super::TraversalError;
+use super::reflex::reachable;
 use crate::error::MeshError;
 use crate::mesh::Mesh;
 use crate::node::Node;
@@ -101,11 +102,13 @@ impl Mesh {
     }
 
     /// Holds `addr` to be where everybody reaches this node, by the operator's word: it counts as
-    /// `open`, and announces the address at once.
-    pub fn set_reflex_override(&self, addr: SocketAddr) {
+    /// `open`, and announces the address at once. Fails where no other machine can reach anybody.
+    pub fn set_reflex_override(&self, addr: SocketAddr) -> Result<(), MeshError> {
+        let addr = reachable(addr)?;
         self.node()
             .traversal
             .update(|place| place.forced = Some(addr));
+        Ok(())
     }
 
     /// Ends [`Mesh::set_reflex_override`]: what peers see counts again.

@@ -4,24 +4,51 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use meshwork_identity::NodeId;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tracing::trace;
 
 use super::frame::{Frame, Reassembly, split};
 use super::relay::Drop;
 use crate::node::Node;
 use crate::peer::Link;
+use crate::rpc::close_code;
+
+/// How long the last packet for a relay takes through this machine, with some to spare.
+const TELLING: Duration = Duration::from_millis(30);
 
 impl Node {
-    /// Sends the packets that the path layer wants relayed, until the node shuts down.
+    /// Sends the packets that the path layer wants relayed, until the last connection of a node that
+    /// shuts down is to end.
     pub(super) async fn forward_packets(&self) {
+        let stopping = self.desk.stopping.clone();
         let queue = self.paths.relay_queue();
-        while let Some((relay, to, packet)) = queue.next().await {
-            if !self.send_through(&relay, &to, &packet) {
-                trace!(?relay, ?to, "a packet for a relay is lost");
+        let forward = async {
+            while let Some((relay, to, packet)) = queue.next().await {
+                if !self.send_through(&relay, &to, &packet) {
+                    trace!(?relay, ?to, "a packet for a relay is lost");
+                }
             }
+        };
+        tokio::select! {
+            biased;
+            () = stopping.cancelled() => {}
+            () = forward => {}
+        }
+    }
+
+    /// Closes the connections that go over relays, and waits until those have been told. When all end
+    /// at once, the peers behind relays hear nothing, and take this node for lost in the end.
+    pub(crate) async fn close_relayed(&self) {
+        let mut relayed = self.peers.living();
+        relayed.retain(|link| self.is_relayed(&link.peer));
+        for link in &relayed {
+            link.close(close_code::SHUTDOWN, "the node shuts down");
+        }
+        if !relayed.is_empty() {
+            sleep(TELLING).await;
         }
     }
 
@@ -70,9 +97,7 @@ impl Node {
         if !self.is_member_link(from) {
             return Err(Drop::NotMember);
         }
-        if !relay.admits(&from.peer, bytes.len(), Instant::now()) {
-            return Err(Drop::OverRate);
-        }
+        relay.admit(&from.peer, bytes.len(), Instant::now())?;
         let to = self.peers.by_key(frame.node).ok_or(Drop::UnknownPeer)?;
         if !self.is_member_link(&to) {
             return Err(Drop::NotMember);

@@ -2,8 +2,8 @@
 //! be, and send probes there at the same time, so that the NATs between them let the answers in. The
 //! path layer moves the connection as soon as one of them arrives.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tracing::debug;
 
 use super::TraversalError;
 use super::budget::Whose;
-use super::probeable::probeable;
+use super::probeable::{dialable, probeable};
 use crate::node::Node;
 use crate::peer::Link;
 
@@ -68,15 +68,24 @@ impl Patience {
 }
 
 impl Node {
-    /// Tries to move relayed connections that we dialled to direct paths, and direct ones to a new
-    /// socket of ours where a filter keeps it from their peers, until the node shuts down.
+    /// Tries to move relayed connections that we dialled to direct paths, all of them where this
+    /// machine has moved, and direct ones to a new socket of ours where a filter keeps it from their
+    /// peers, until the node shuts down.
     pub(super) async fn keep_upgrading(self: &Arc<Self>) {
         let mut links = self.peers.watch();
         let mut waiting: BTreeMap<NodeId, Patience> = BTreeMap::new();
         let mut running: JoinSet<Attempt> = JoinSet::new();
+        let mut whereabouts = self.paths.local_candidates();
         loop {
             links.mark_seen();
-            self.start_upgrades(&mut waiting, &mut running);
+            let before = std::mem::replace(&mut whereabouts, self.paths.local_candidates());
+            let moved = ips(&before) != ips(&whereabouts);
+            if moved {
+                debug!(?whereabouts, "this machine has moved");
+                // What was in the way may be gone, and a peer may be next door.
+                waiting.retain(|_, patience| patience.busy);
+            }
+            self.start_upgrades(&mut waiting, &mut running, moved);
             tokio::select! {
                 biased;
                 Some(Ok(attempt)) = running.join_next() => {
@@ -112,13 +121,14 @@ impl Node {
         self: &Arc<Self>,
         waiting: &mut BTreeMap<NodeId, Patience>,
         running: &mut JoinSet<Attempt>,
+        moved: bool,
     ) {
         let now = Instant::now();
         let mut relayed: BTreeMap<NodeId, Patience> = BTreeMap::new();
         for link in self.peers.all() {
             let peer = link.peer;
             let outdated = self.paths.is_outdated(&peer);
-            if !(outdated || link.dialled && self.is_relayed(&peer)) {
+            if !(outdated || (link.dialled || moved) && self.is_relayed(&peer)) {
                 continue;
             }
             // Peers that let everybody in answer the new socket without being told of it.
@@ -196,7 +206,7 @@ impl Node {
         let place = self.traversal.place();
         let mut candidates: Vec<SocketAddr> = Vec::new();
         let seen = self.paths.reflexive().into_iter().map(|(_, seen)| seen);
-        let all = [place.forced, place.mapped, place.reflex]
+        let all = [place.forced, place.mapped(), place.reflex]
             .into_iter()
             .flatten()
             .chain(self.paths.local_candidates())
@@ -219,7 +229,21 @@ impl Node {
         probeable(candidates, &self.paths.local_candidates())
     }
 
+    /// Those of the addresses at which a node is said to be that it may be dialled at.
+    pub(crate) fn dialable(&self, heard: &[SocketAddr]) -> Vec<SocketAddr> {
+        let mut own = self.paths.local_candidates();
+        if self.peers.is_any_pinned_here() {
+            own.push(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        }
+        dialable(heard, &own)
+    }
+
     pub(super) fn is_relayed(&self, peer: &NodeId) -> bool {
         matches!(self.paths.route(peer), Some(Route::Relay(_)))
     }
+}
+
+/// The addresses without their ports, which change with each new socket.
+fn ips(addrs: &[SocketAddr]) -> BTreeSet<IpAddr> {
+    addrs.iter().map(SocketAddr::ip).collect()
 }

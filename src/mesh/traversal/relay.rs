@@ -4,13 +4,14 @@
 //! a frame goes into the receiver's datagram buffer at once, or nowhere. Nothing is answered: a frame
 //! that cannot be handed on is counted, so that nobody can make a relay send to whom it should not.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use meshwork_identity::NodeId;
 use meshwork_proto::mesh::RelayDrops;
 use tokio::time::Instant;
+
+use super::meter::Meters;
 
 /// How a node serves as a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +24,10 @@ pub struct RelayConfig {
     pub rate: u64,
     /// Bytes that one peer may have relayed at once after a pause. Default: 2 MiB.
     pub burst: u64,
+    /// Bytes a second that all peers together may have relayed; when they want more, each gets an
+    /// equal share. Default: 32 MiB/s: some 270 Mbit/s that come in and as much that go out, which
+    /// leaves most of a rented machine's gigabit, or of a core that encrypts it, to its own work.
+    pub total_rate: u64,
 }
 
 impl Default for RelayConfig {
@@ -31,13 +36,10 @@ impl Default for RelayConfig {
             always: false,
             rate: 8 << 20,
             burst: 2 << 20,
+            total_rate: 32 << 20,
         }
     }
 }
-
-/// Peers whose rate is watched before those that have been quiet are forgotten. More than any node
-/// has connections by default, and some 100 KB.
-const MAX_METERED: usize = 2048;
 
 /// Why a frame was not relayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub(crate) enum Drop {
     UnknownPeer,
     /// The sender is above its rate.
     OverRate,
+    /// All senders together are above the rate of the relay, and this one above its share of it.
+    OverTotal,
     /// The receiver's link has no room: it is slower than what is sent to it.
     Congested,
     /// The frame breaks the format, or is for its own sender.
@@ -60,15 +64,16 @@ pub(crate) enum Drop {
 #[derive(Debug, Default)]
 pub(crate) struct Relay {
     config: Option<RelayConfig>,
-    meters: Mutex<BTreeMap<NodeId, Bucket>>,
+    meters: Option<Mutex<Meters>>,
     bytes: AtomicU64,
-    drops: [AtomicU64; 6],
+    drops: [AtomicU64; 7],
 }
 
 impl Relay {
     pub(crate) fn new(config: Option<RelayConfig>) -> Self {
         Self {
             config,
+            meters: config.as_ref().map(Meters::new).map(Mutex::new),
             ..Self::default()
         }
     }
@@ -77,22 +82,11 @@ impl Relay {
         self.config
     }
 
-    /// Whether `peer` may have `len` bytes relayed now; they count if so.
-    pub(crate) fn admits(&self, peer: &NodeId, len: usize, now: Instant) -> bool {
-        let Some(config) = self.config else {
-            return false;
-        };
-        let mut meters = self.meters.lock().unwrap_or_else(PoisonError::into_inner);
-        if !meters.contains_key(peer) && meters.len() >= MAX_METERED {
-            meters.retain(|_, bucket| !bucket.is_full(&config, now));
-            if meters.len() >= MAX_METERED {
-                return false;
-            }
-        }
-        meters
-            .entry(*peer)
-            .or_insert_with(|| Bucket::full(&config, now))
-            .take(len as u64, &config, now)
+    /// Takes `len` bytes from what `peer` may have relayed now; if there are too few, why.
+    pub(crate) fn admit(&self, peer: &NodeId, len: usize, now: Instant) -> Result<(), Drop> {
+        let meters = self.meters.as_ref().ok_or(Drop::NotServing)?;
+        let mut meters = meters.lock().unwrap_or_else(PoisonError::into_inner);
+        meters.take(peer, len as u64, now)
     }
 
     pub(crate) fn relayed(&self, len: usize) {
@@ -116,111 +110,53 @@ impl Relay {
             not_member: of(Drop::NotMember),
             unknown_peer: of(Drop::UnknownPeer),
             over_rate: of(Drop::OverRate),
+            over_total: of(Drop::OverTotal),
             congested: of(Drop::Congested),
             malformed: of(Drop::Malformed),
         }
     }
 }
 
-/// A token bucket.
-#[derive(Debug)]
-struct Bucket {
-    /// In billionths of a byte, so that no rate loses anything to rounding.
-    left: u128,
-    since: Instant,
-}
-
-/// Billionths of a byte in a byte, and nanoseconds in a second.
-const BILLION: u128 = 1_000_000_000;
-
-impl Bucket {
-    fn full(config: &RelayConfig, now: Instant) -> Self {
-        Self {
-            left: u128::from(config.burst) * BILLION,
-            since: now,
-        }
-    }
-
-    fn is_full(&self, config: &RelayConfig, now: Instant) -> bool {
-        self.left_at(config, now) == u128::from(config.burst) * BILLION
-    }
-
-    fn left_at(&self, config: &RelayConfig, now: Instant) -> u128 {
-        let passed = now.duration_since(self.since).as_nanos();
-        let full = u128::from(config.burst) * BILLION;
-        (self.left + passed * u128::from(config.rate)).min(full)
-    }
-
-    fn take(&mut self, len: u64, config: &RelayConfig, now: Instant) -> bool {
-        let (left, wanted) = (self.left_at(config, now), u128::from(len) * BILLION);
-        self.since = now;
-        self.left = left.checked_sub(wanted).unwrap_or(left);
-        wanted <= left
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use meshwork_identity::Identity;
 
     use super::*;
 
-    fn peer(n: u16) -> NodeId {
-        let mut seed = [1; 32];
-        seed[..2].copy_from_slice(&n.to_be_bytes());
-        Identity::from_seed(&seed).node_id()
-    }
-
-    fn relay(rate: u64, burst: u64) -> Relay {
-        Relay::new(Some(RelayConfig {
-            rate,
-            burst,
-            always: true,
-        }))
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_gets_its_rate_and_no_more() {
-        let relay = relay(100_000, 5_000);
-        let start = Instant::now();
-        let mut relayed = 0;
-        // Ten times its rate for ten seconds, in steps of a millisecond.
-        for step in 0..10_000 {
-            let now = start + Duration::from_millis(step);
-            if relay.admits(&peer(1), 1_000, now) {
-                relayed += 1_000;
-            }
-        }
-        assert!(
-            (999_000..=1_005_000).contains(&relayed),
-            "{relayed} bytes in 10 s"
-        );
-        // Another peer has a rate of its own.
-        assert!(relay.admits(&peer(2), 5_000, start));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_watch_over_rates_is_bounded() {
-        let relay = relay(1_000, 1_000);
-        let start = Instant::now();
-        for n in 0..MAX_METERED {
-            assert!(relay.admits(&peer(u16::try_from(n).unwrap()), 1_000, start));
-        }
-        let newcomer = peer(60_000);
-        assert!(!relay.admits(&newcomer, 1, start), "all are busy");
-        let later = start + Duration::from_secs(1);
-        assert!(
-            relay.admits(&newcomer, 1, later),
-            "the others are forgotten"
-        );
-        assert_eq!(relay.meters.lock().unwrap().len(), 1);
-    }
-
     #[tokio::test]
     async fn who_does_not_serve_admits_nobody() {
-        let relay = Relay::new(None);
-        assert!(!relay.admits(&peer(1), 1, Instant::now()));
+        let peer = Identity::from_seed(&[1; 32]).node_id();
+        let now = Instant::now();
+        let admitted = Relay::new(None).admit(&peer, 1, now);
+        assert_eq!(admitted, Err(Drop::NotServing));
+        let relay = Relay::new(Some(RelayConfig::default()));
+        assert_eq!(relay.admit(&peer, 1, now), Ok(()));
+    }
+
+    #[test]
+    fn every_cause_is_counted_as_itself() {
+        let relay = Relay::default();
+        for why in [
+            Drop::NotServing,
+            Drop::NotMember,
+            Drop::UnknownPeer,
+            Drop::OverRate,
+            Drop::OverTotal,
+            Drop::Congested,
+            Drop::Malformed,
+        ] {
+            (0..=why as usize).for_each(|_| relay.dropped(why));
+        }
+        let expected = RelayDrops {
+            not_serving: 1,
+            not_member: 2,
+            unknown_peer: 3,
+            over_rate: 4,
+            over_total: 5,
+            congested: 6,
+            malformed: 7,
+        };
+        assert_eq!(relay.drops(), expected);
+        assert_eq!(relay.drops().total(), 28);
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use tracing::debug;
 
 use super::MAX_RELAYS;
-use super::portmap::is_public;
+use super::probeable::is_public;
 use crate::node::Node;
 use crate::path::virtual_addr;
 use crate::peer::{Keep, Link};

@@ -40,6 +40,11 @@ pub(crate) struct PortMapper {
 impl PortMapper {
     /// Starts it; returns when it listens to the LAN.
     pub(crate) fn start(router: &Router, speaks: Speaks) -> Self {
+        Self::start_with(router, speaks, "")
+    }
+
+    /// The same with more lines of its configuration.
+    pub(crate) fn start_with(router: &Router, speaks: Speaks, more: &str) -> Self {
         require();
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = |name: &str| folder.path().join(name).display().to_string();
@@ -47,7 +52,7 @@ impl PortMapper {
         let config = format!(
             "ext_ifname=wan\nlistening_ip=lan\nport=5000\nsecure_mode=yes\nsystem_uptime=yes\n\
              enable_upnp={}\nenable_natpmp={}\nlease_file={}\nuuid=2474a57d-74c6-4f69-b413-32792592ada3\n\
-             allow 1024-65535 192.168.1.0/24 1024-65535\ndeny 0-65535 0.0.0.0/0 0-65535\n",
+             allow 1024-65535 192.168.1.0/24 1024-65535\ndeny 0-65535 0.0.0.0/0 0-65535\n{more}\n",
             yes(speaks == Speaks::Upnp),
             yes(speaks == Speaks::Pmp),
             path("leases"),

@@ -2,7 +2,9 @@
 //!
 //! A way is alive when a ping over it was answered. Straight ways beat relays, and a shorter round
 //! trip beats a longer one by a margin. While packets flow and none come back, the way in use is
-//! pinged, then all are, and the first that answers is used; QUIC above sees lost packets, no more.
+//! pinged. Unless the answer comes in time, packets go over the best of the other ways, too, until
+//! either an answer comes or a few pings were lost; then the best that answers is used. QUIC above
+//! sees some lost packets and some that come twice, no more.
 //! Whoever chooses another way tells the peer, which follows: so both directions keep one NAT
 //! mapping alive. When both have moved at once, the follower of the two gives way.
 
@@ -16,7 +18,7 @@ use meshwork_identity::NodeId;
 
 use self::search::Doubt;
 use super::traffic::Traffic;
-use super::{Action, Event, PathConfig, ProbeKind, Route, canonical};
+use super::{Action, Event, MAX_SPREAD, PathConfig, ProbeKind, Route, canonical};
 
 /// Straight ways to a peer that are remembered. The worst makes room for a new one.
 const MAX_DIRECT: usize = 16;
@@ -26,8 +28,10 @@ const MAX_RELAYS: usize = 3;
 const MAX_PENDING: usize = 128;
 /// Pings of a new way.
 const TRIALS: u8 = 3;
-/// Pings of a way through NATs: until the mappings of both sides are surely there.
+/// Trials of a way through NATs: for 5 s, until the mappings of both sides are surely there.
 const PUNCH_TRIALS: u8 = 50;
+/// After so many of them, only every fifth is a ping: who does not answer gets few.
+const DENSE_TRIALS: u8 = 10;
 /// Time between two pings of a new way.
 const TRIAL_GAP: Duration = Duration::from_millis(100);
 /// Pings without an answer after which a way counts as dead.
@@ -57,6 +61,8 @@ pub struct PeerPaths {
     next_keep_alive: Option<Duration>,
     recheck: Option<(Duration, Duration)>,
     doubt: Option<Doubt>,
+    /// The ways that packets go over, too.
+    spread: [Option<Route>; MAX_SPREAD],
 }
 
 /// What is known of one way.
@@ -100,6 +106,7 @@ impl PeerPaths {
             next_keep_alive: None,
             recheck: None,
             doubt: None,
+            spread: [None; MAX_SPREAD],
         }
     }
 
@@ -116,11 +123,13 @@ impl PeerPaths {
             Event::Traffic { sent, received } => self.sampled(now, sent, received),
             Event::Taken(addr) => self.taken(now, addr, out),
             Event::Nated(nated) => self.nated = nated,
+            Event::Remapped => self.remapped(now),
             Event::Rotated { socket } => self.rotated(socket, out),
             Event::Closed { socket } => self.closed(now, socket, out),
             Event::Timer => {}
         }
         self.step(now, out);
+        self.spread(out);
     }
 
     /// When [`Event::Timer`] is due.
@@ -131,7 +140,7 @@ impl PeerPaths {
             self.next_keep_alive,
             self.traffic.next_sample(),
             self.recheck.map(|(at, _)| at),
-            doubt.map(|doubt| doubt.next_ping.min(doubt.next_search)),
+            doubt.map(Doubt::next_timer),
         ]
         .into_iter()
         .flatten()
@@ -310,6 +319,12 @@ impl PeerPaths {
         let fresh = path.proven.is_some_and(|at| at + FRESH > now);
         match kind {
             ProbeKind::Ping | ProbeKind::Pong => {}
+            // The peer does not know which of our sockets is the one to stay.
+            _ if self.outranks(route) => {
+                if let Some(chosen) = chosen {
+                    self.ping(now, chosen, true, out);
+                }
+            }
             // Either the peer has not heard of our way, or ours does not carry any more.
             ProbeKind::Used if self.leads && chosen.is_some() => self.begin_doubt(now, now),
             ProbeKind::Used | ProbeKind::Move => {
@@ -341,6 +356,10 @@ impl PeerPaths {
         }
         self.weigh(now, route, out);
         if self.chosen == Some(route) {
+            if self.doubt.is_some() {
+                // What came before has just ended: one ping is enough to know.
+                self.traffic.end_stream();
+            }
             self.heard(now);
         }
     }
@@ -363,11 +382,8 @@ impl PeerPaths {
         if self.wanted == Some(route) {
             return self.switch(now, route, false, out);
         }
-        let newer =
-            |route: Route| matches!(route, Route::Direct { socket, .. } if socket == self.socket);
-        let doubt = self.doubt.as_ref();
-        let in_search = doubt.is_some_and(|doubt| doubt.searching || doubt.overdue <= now);
-        let better = in_search
+        let newer = |route| self.is_newest(route);
+        let better = self.doubt.as_ref().is_some_and(|doubt| doubt.broken)
             || route.is_direct() && !chosen.is_direct()
             || route.is_direct() && newer(route) && !newer(chosen)
             || route.is_direct() == chosen.is_direct()
@@ -376,6 +392,17 @@ impl PeerPaths {
         if better {
             self.switch(now, route, true, out);
         }
+    }
+
+    /// Whether it leads from the socket that is to be used.
+    fn is_newest(&self, route: Route) -> bool {
+        matches!(route, Route::Direct { socket, .. } if socket == self.socket)
+    }
+
+    /// Whether the way in use is sound and leads from our newest socket, which `route` does not.
+    fn outranks(&self, route: Route) -> bool {
+        let newest = self.chosen.is_some_and(|chosen| self.is_newest(chosen));
+        newest && self.doubt.is_none() && route.is_direct() && !self.is_newest(route)
     }
 
     /// Whether enough pings say that a way is faster by the margin.

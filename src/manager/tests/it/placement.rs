@@ -4,9 +4,9 @@
 use meshwork_identity::{Limits, Scope};
 use meshwork_proto::announcement::Role;
 use meshwork_proto::manager::{
-    self as api, CreateSession, ListNodes, NodeState, STATUS_NOT_PLACED,
+    self as api, CreateSession, FindNodes, ListNodes, NodeState, STATUS_NOT_PLACED,
 };
-use meshwork_proto::rpc::Status;
+use meshwork_proto::rpc::{RpcError, Status};
 use meshwork_proto::session::{SessionSpec, SessionState};
 use meshwork_proto::slots::Resources;
 
@@ -326,4 +326,39 @@ async fn nodes_are_listed_by_name_with_what_was_heard() {
             .len(),
         1
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_are_listed_by_scope() {
+    let (world, [_agent]) = World::with_agents([0]).await;
+    world.announce(world.user.id(), "desk", Role::Relay);
+    world.retag(world.user.id(), &["scope:tenant:acme"]);
+    let names = async |user, scope: &str| {
+        let request = FindNodes {
+            query: None,
+            scope: scope.parse().unwrap(),
+        };
+        let nodes = world.call::<api::ScopedNodes>(user, &request).await?;
+        let names = nodes.into_iter().map(|n| n.announcement.name);
+        Ok::<Vec<String>, RpcError>(names.collect())
+    };
+    let user = &world.user;
+    for (scope, shown) in [
+        ("any", &["desk", "n100"][..]),
+        ("tenant:acme", &["desk", "n100"]),
+        ("tenant:other", &["n100"]),
+        ("global-only", &["n100"]),
+        ("own", &["n100"]),
+        ("region:eu", &["n100"]),
+        ("same-subnet", &["desk", "n100"]),
+    ] {
+        assert_eq!(names(user, scope).await.unwrap(), shown, "{scope}");
+    }
+    let refused = names(user, "everything").await.unwrap_err();
+    assert_eq!(
+        (refused.status, &*refused.reason),
+        (Status::Denied, "scope_exceeded")
+    );
+    let admin = world.add_user(9, [Scope::Admin], Limits::none());
+    assert_eq!(names(&admin, "everything").await.unwrap().len(), 2);
 }

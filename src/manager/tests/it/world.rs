@@ -211,6 +211,13 @@ impl World {
         agent
     }
 
+    /// Gives an announced node these tags instead of its own.
+    pub(crate) fn retag(&self, node: NodeId, tags: &[&str]) {
+        let mut known = self.net.known.lock().unwrap();
+        let said = Arc::make_mut(known.get_mut(&node).unwrap());
+        said.tags = tags.iter().map(ToString::to_string).collect();
+    }
+
     pub(crate) fn announce(&self, node: NodeId, name: &str, role: Role) {
         let announcement = Announcement {
             version: 1,

@@ -8,7 +8,7 @@ use meshwork_mesh::{MemoryState, Mesh, MeshError, StateStore};
 use meshwork_netsim::{LinkModel, Net, Sim};
 use meshwork_proto::announcement::SignedAnnouncement;
 use meshwork_proto::facts::Fact;
-use meshwork_proto::mesh::{Find, FindNodes, Gossip, GossipBatch};
+use meshwork_proto::mesh::{Find, FindNodes, FindScoped, FindScopedNodes, Gossip, GossipBatch};
 use meshwork_proto::ports::Directory;
 use meshwork_proto::query::{Query, ScopeFilter};
 use meshwork_proto::rpc::Status;
@@ -279,6 +279,50 @@ fn users_ask_and_are_not_told() {
         assert_eq!((error.status, &*error.reason), (Status::Invalid, "query"));
         assert!(error.message.contains('^'), "{}", error.message);
         stop(&[&hub, &user]).await;
+    });
+}
+
+#[test]
+fn a_question_is_narrowed_by_scope() {
+    simulated(async |cluster, _| {
+        let hub = cluster.node(1, Router::new());
+        let mut narrowed = draft("hub", vec![]);
+        narrowed.tags = ["scope:subnet-local".to_owned()].into();
+        narrowed.subnet = Some("3.7".parse().unwrap());
+        hub.announce(narrowed).await.unwrap();
+        let user = cluster.start(2, vec![cluster.token(2, &[Scope::Call])], Router::new());
+        let admin = cluster.start(3, vec![cluster.token(3, &[Scope::Admin])], Router::new());
+        connect(&user, &hub).await;
+        connect(&admin, &hub).await;
+        let ask = async |who: &Mesh, scope: &str| {
+            let find = Find {
+                query: String::new(),
+                limit: 10,
+                tenants: ["lab".to_owned()].into(),
+                region: None,
+            };
+            let scope = scope.parse().unwrap();
+            let request = FindScoped { find, scope };
+            let found = call::<FindScopedNodes>(who, hub.node_id(), &request, patiently()).await;
+            found.map(|found| found.total)
+        };
+        for (scope, total) in [
+            ("same-subnet", 1),
+            ("own", 1),
+            ("any", 0),
+            ("global-only", 0),
+            ("tenant:lab", 0),
+        ] {
+            assert_eq!(ask(&user, scope).await.unwrap(), total, "{scope}");
+        }
+        let refused = ask(&user, "everything").await.unwrap_err();
+        assert_eq!(
+            (refused.status, &*refused.reason),
+            (Status::Denied, "scope_exceeded")
+        );
+        assert_eq!(ask(&admin, "everything").await.unwrap(), 1);
+        assert_eq!(ask(&admin, "any").await.unwrap(), 0);
+        stop(&[&hub, &user, &admin]).await;
     });
 }
 

@@ -338,7 +338,7 @@ fn every_method() -> Vec<MethodInfo> {
 fn serves_every_method() -> Router {
     let router =
         idle!(Router::new(), agent: Create Stop Remove Get List Logs Exec Pull Watch Ack Inspect);
-    idle!(router, manager: Create Get List Stop Remove Watch Logs Exec Nodes)
+    idle!(router, manager: Create Get List Stop Remove Watch Logs Exec Nodes ScopedNodes)
 }
 
 /// Whether the call gets past the check of access. Its body decodes as nothing.

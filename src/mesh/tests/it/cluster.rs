@@ -148,6 +148,7 @@ impl Cluster {
                         net.socket(SocketAddr::new(addr.ip(), port))
                     })
                 },
+                addresses: Arc::new(|bound| vec![bound]),
             },
             None => Env {
                 clock: self.clock.clone(),

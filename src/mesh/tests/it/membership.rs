@@ -422,6 +422,14 @@ fn what_is_free_is_known_to_all_and_not_told_more_often_than_needed() {
         for member in &members {
             let known = member.availability(&node_id(1)).unwrap();
             assert_eq!(*known, free(199), "at {}", member.n);
+            let found = |text: &str| member.find(&text.parse().unwrap(), 10).1;
+            assert_eq!(found("free.cpu = 0.199 and healthy = true"), 1);
+            assert_eq!(found("free.cpu >= 0.2"), 0);
+            assert_eq!(
+                found("free.cpu != 0.199"),
+                0,
+                "what is unknown fits nothing"
+            );
         }
         let told = version(&members[3]) - before;
         assert!((2..=6).contains(&told), "{told} beats in 26 s");

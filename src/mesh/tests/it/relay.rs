@@ -169,6 +169,7 @@ async fn a_flood_is_cut_to_its_rate() {
         always: true,
         rate: 1_000,
         burst: BURST,
+        ..RelayConfig::default()
     };
     let bench = Bench::new(Some(rules)).await;
     let payload = [7; 1000];
@@ -205,6 +206,7 @@ fn a_receiver_that_reads_nothing_costs_the_relay_no_more_than_its_buffer() {
             always: true,
             rate: 1 << 30,
             burst: 1 << 30,
+            total_rate: 1 << 32,
         });
         let relay = cluster.start_with(9, rules, Router::new());
         let endpoint = |n| {

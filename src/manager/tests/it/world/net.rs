@@ -10,7 +10,7 @@ use meshwork_identity::NodeId;
 use meshwork_proto::announcement::Announcement;
 use meshwork_proto::mesh::PeerView;
 use meshwork_proto::ports::{Directory, Known};
-use meshwork_proto::query::Query;
+use meshwork_proto::query::{Asker, Query, ScopeFilter, View};
 use meshwork_proto::rpc::{RpcError, Status};
 use meshwork_proto::service::{BoxFuture, Caller, ItemStream, RawCall, RawReply};
 
@@ -39,10 +39,14 @@ impl Directory for Net {
             .collect()
     }
 
-    fn find(&self, query: &Query) -> Vec<Known> {
+    fn find_scoped(&self, query: &Query, scope: &ScopeFilter) -> Vec<Known> {
+        let view = View {
+            asker: Asker::default(),
+            filter: scope.clone(),
+        };
         self.nodes()
             .into_iter()
-            .filter(|(n, a)| query.matches(n, a))
+            .filter(|(n, a)| query.matches(n, a) && view.shows(a))
             .collect()
     }
 
