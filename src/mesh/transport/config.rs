@@ -116,6 +116,11 @@ pub struct TransportConfig {
 const INCOMING_BUFFERS: u64 = 256;
 /// Bytes of a peer's handshake that we buffer out of order: its two messages, twice.
 const CRYPTO_BUFFER: usize = 16 * 1024;
+/// Bytes that may be under way before a round trip is measured, and after all of them were lost: 32
+/// small packets, where RFC 9002 §7.2 has 10. A way that was dead for a moment comes back before the
+/// window is full: quinn acknowledges nothing while it is, and two ends that both wait for that only
+/// move at their probe time-outs.
+const INITIAL_WINDOW: u64 = 32 * MIN_MTU as u64;
 
 impl TransportConfig {
     /// Production defaults.
@@ -243,8 +248,11 @@ impl TransportConfig {
             })?;
         let mut mtu = MtuDiscoveryConfig::default();
         mtu.upper_bound(self.mtu_upper_bound);
+        let mut congestion = quinn::congestion::CubicConfig::default();
+        congestion.initial_window(INITIAL_WINDOW);
         let mut transport = quinn::TransportConfig::default();
         transport
+            .congestion_controller_factory(Arc::new(congestion))
             .max_idle_timeout(Some(idle))
             .keep_alive_interval(self.keep_alive)
             .mtu_discovery_config(Some(mtu))
