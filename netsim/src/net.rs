@@ -269,44 +269,6 @@ impl Net {
         self.state().hook = None;
     }
 
-    /// Loses everything that is sent to an IPv6 address over the internet from now on, or no longer.
-    pub fn blackhole_v6(&self, on: bool) {
-        self.state().no_v6 = on;
-    }
-
-    /// Loses everything between `a` and `b` from now on.
-    pub fn partition(&self, a: SocketAddr, b: SocketAddr) {
-        self.state().cut.extend([(a, b), (b, a)]);
-    }
-
-    /// Ends [`Net::partition`].
-    pub fn heal(&self, a: SocketAddr, b: SocketAddr) {
-        let mut state = self.state();
-        state.cut.remove(&(a, b));
-        state.cut.remove(&(b, a));
-    }
-
-    /// Loses what each of `from` sends to each of `to`, over whatever address, from now on and as
-    /// `outage` says. One direction.
-    pub fn cut(&self, from: &[&Host], to: &[&Host], outage: Outage) {
-        let mut state = self.state();
-        for from in from {
-            for to in to {
-                state.outages.insert((from.id(), to.id()), outage);
-            }
-        }
-    }
-
-    /// Ends [`Net::cut`] in this direction.
-    pub fn mend(&self, from: &[&Host], to: &[&Host]) {
-        let mut state = self.state();
-        for from in from {
-            for to in to {
-                state.outages.remove(&(from.id(), to.id()));
-            }
-        }
-    }
-
     /// Sends a datagram on the internet as if from `from`, which need not exist: an attacker's. Hooks
     /// do not see it, nor does the trace.
     pub fn inject(&self, from: SocketAddr, to: SocketAddr, payload: &[u8]) {

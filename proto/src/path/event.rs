@@ -47,8 +47,13 @@ pub enum Event<'a> {
     },
     /// Another peer was proven at this address.
     Taken(SocketAddr),
-    /// Whether there is a NAT between our socket and the peer.
-    Nated(bool),
+    /// Whether there is a NAT between our socket and the peer on this way.
+    Nated {
+        /// The way.
+        route: Route,
+        /// See above.
+        nated: bool,
+    },
     /// A NAT shows another peer a new address for the socket in use: what this peer sends to the old
     /// one may not arrive.
     Remapped,

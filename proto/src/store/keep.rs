@@ -103,7 +103,7 @@ impl AnnouncementStore {
     /// Stores what was checked.
     pub(super) fn insert(&mut self, word: Word, now: Timestamp) -> Known {
         let (node, head) = (word.signed.node(), word.head);
-        self.make_room(&node, now);
+        self.make_room(&node, &path_of(&word.signed.token), now);
         let known = self.records.get_mut(&node);
         let old = known.and_then(|record| {
             self.agenda.remove(&(record.changes_at(), node));

@@ -26,9 +26,9 @@ impl AnnouncementStore {
         self.turnover.has_some(now) && self.without_own(|shares| shares.keeps(&path))
     }
 
-    /// Before a node is stored: lets another go if it is one too many, and forgets the version of one
-    /// if there is another to be remembered.
-    pub(super) fn make_room(&mut self, node: &NodeId, now: Timestamp) {
+    /// Before a node is stored, which will hang at `path`: lets another go if it is one too many, and
+    /// forgets the version of one if there is another to be remembered.
+    pub(super) fn make_room(&mut self, node: &NodeId, path: &[NodeId], now: Timestamp) {
         let record = self.records.get(node);
         if record.is_some_and(|record| record.held.is_some()) {
             return;
@@ -42,12 +42,25 @@ impl AnnouncementStore {
             self.forget(&ghost);
         }
         if self.is_full()
-            && let Some(last) = self.without_own(Shares::last)
+            && let Some(last) = self.leaves_for(node, path)
         {
             self.turnover.charge(now);
             self.drop_node(&last);
             self.displaced.push(last);
         }
+    }
+
+    /// Who leaves for a newcomer, which counts already: its own branch may be the largest with it.
+    fn leaves_for(&mut self, node: &NodeId, path: &[NodeId]) -> Option<NodeId> {
+        if *node == self.local {
+            return self.without_own(Shares::last);
+        }
+        self.shares.add(path);
+        let last = self.without_own(Shares::last);
+        self.shares.remove(path);
+        // It was admitted. Where that was only because this node itself has to stay, another leaves.
+        last.filter(|last| last != node)
+            .or_else(|| self.without_own(Shares::last))
     }
 
     /// Forgets a key of which only the version is remembered.

@@ -121,6 +121,14 @@ impl World {
         }
     }
 
+    /// There is a NAT on all ways, or on none.
+    fn nated(&mut self, nated: bool) {
+        let routes: Vec<Route> = self.machine.routes().collect();
+        for route in routes {
+            self.tell(Event::Nated { route, nated });
+        }
+    }
+
     fn packet(&mut self) {
         let works = self
             .machine
@@ -242,7 +250,7 @@ fn nobody_looks_when_nothing_flows() {
 #[test]
 fn mappings_are_kept_alive_and_watched_while_they_are_used() {
     let mut world = World::connected(direct(1), &[(direct(1), 20)]);
-    world.tell(Event::Nated(true));
+    world.nated(true);
     world.run(ms(1000));
     let before = world.pings.len();
     world.run(ms(60_000));
@@ -252,6 +260,41 @@ fn mappings_are_kept_alive_and_watched_while_they_are_used() {
     world.run(ms(10_000));
     let busy = world.pings.len() - before;
     assert!((18..=21).contains(&busy), "{busy} in 10 s of traffic");
+}
+
+/// A dual-stack peer has answered over IPv6, too, where there is no NAT.
+#[test]
+fn a_nat_on_another_way_says_nothing_about_the_one_in_use() {
+    let mut world = World::connected(direct(1), &[(direct(1), 20), (direct(2), 20)]);
+    world.tell(Event::Offered(&[addr(2)]));
+    world.run(ms(1000));
+    for (nated_way, plain, pings) in [(1, 2, 4), (2, 1, 0)] {
+        for (n, nated) in [(nated_way, true), (plain, false)] {
+            let route = direct(n);
+            world.tell(Event::Nated { route, nated });
+        }
+        let before = world.pings.len();
+        world.run(ms(60_000));
+        assert_eq!(world.pings.len() - before, pings, "NAT on way {nated_way}");
+    }
+}
+
+/// Whoever sends from there then is a stranger.
+#[test]
+fn a_way_that_merely_came_with_a_packet_is_forgotten_with_its_socket() {
+    let mut world = World::connected(direct(1), &[(direct(1), 20), (at(1, 1), 20)]);
+    let stray = direct(9);
+    world.alive.insert(stray, ms(20));
+    let kind = ProbeKind::Ping;
+    world.tell(Event::Ping { route: stray, kind });
+    world.run(ms(1000));
+    world.tell(Event::Rotated { socket: 1 });
+    world.run(ms(1000));
+    assert_eq!(world.forgotten, []);
+    world.tell(Event::Closed { socket: 0 });
+    assert!(world.forgotten.contains(&stray), "{:?}", world.forgotten);
+    let on_it = |route: &Route| matches!(route, Route::Direct { socket: 0, .. });
+    assert!(!world.machine.routes().any(|route| on_it(&route)));
 }
 
 #[test]

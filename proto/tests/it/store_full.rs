@@ -133,6 +133,31 @@ fn a_delegate_pushes_out_none_but_its_own() {
     assert!(held(&store).is_superset(&honest));
 }
 
+/// A newcomer counts before it is decided who leaves: its own branch may be the largest with it.
+#[test]
+fn whose_branch_grows_gives_way() {
+    let mesh = Mesh::new();
+    let branches = by_id([1, 2]);
+    // What hangs below each branch, by the order of the ids.
+    let below = |branch: u16| -> Vec<[u16; 2]> {
+        let leaves = by_id((10..14).map(|leaf| 100 * branch + leaf));
+        leaves.into_iter().map(|leaf| [branch, leaf]).collect()
+    };
+    let (small, large) = (below(branches[0]), below(branches[1]));
+    let told = |order: &[&[[u16; 2]]]| {
+        let mut store = store(7);
+        for chain in order.iter().copied().flatten() {
+            store.receive(mesh.announce_as(chain, &version(1, NOW)), &mesh.trust(NOW));
+        }
+        held(&store)
+    };
+    // Of four each, the branch with the larger id loses its largest.
+    let kept = small.iter().chain(&large[..3]).map(|chain| node(chain[1]));
+    let kept: BTreeSet<NodeId> = kept.collect();
+    assert_eq!(told(&[&large, &small]), kept);
+    assert_eq!(told(&[&small, &large[1..], &large[..1]]), kept);
+}
+
 /// What is remembered of nodes that are gone is bounded as well, and shared alike: made-up nodes that
 /// come and go forget each other, and lock nobody out.
 #[test]

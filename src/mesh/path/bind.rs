@@ -137,7 +137,7 @@ impl Paths {
     /// Where a packet for `addr`, which has called us, goes from here.
     fn direct(&self, addr: SocketAddr) -> Route {
         Route::Direct {
-            socket: self.table().called_at(&mapped(addr)).number,
+            socket: self.table().called_at(&mapped(addr)),
             addr: canonical(addr),
         }
     }

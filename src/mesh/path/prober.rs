@@ -109,7 +109,7 @@ impl Paths {
     }
 
     fn next_wake(&self, now: Duration) -> Duration {
-        let rotation = self.lifetime().rotate_at().map(|at| at.max(now));
+        let rotation = self.next_rotation().map(|at| at.max(now));
         let times = [self.schedule.next(), rotation, Some(now + ROUND)];
         times.into_iter().flatten().min().unwrap_or(now + ROUND)
     }
@@ -124,9 +124,10 @@ impl Paths {
         if self.remapped.swap(false, Ordering::Relaxed) {
             self.doubt_all(now);
         }
-        let rotate = self.lifetime().rotate_at().is_some_and(|at| at <= now);
+        let rotate = self.next_rotation().is_some_and(|at| at <= now);
         if rotate && let Err(error) = self.rotate() {
             debug!(%error, "no other socket");
+            self.put_off_rotation(now);
         }
         self.close_old_sockets(now);
         self.expire(now);
@@ -205,13 +206,7 @@ impl Paths {
             }
             Action::Use(route) => self.use_route(remote, state, route),
             Action::Spread(over) => self.table_mut().spread(remote, over),
-            Action::Forget(route) => {
-                let addr = route.addr();
-                let kept = state.machine.routes().any(|other| other.addr() == addr);
-                if let Some(addr) = addr.filter(|_| !kept) {
-                    self.table_mut().forget_source(addr, remote.id);
-                }
-            }
+            Action::Forget(route) => self.forget_unless_kept(remote, state, route),
             Action::Lost => debug!(peer = ?remote.node, "no path to the peer answers"),
         }
     }
@@ -277,7 +272,7 @@ impl Paths {
             })
         };
         let Some((keys, remote)) = found else {
-            return;
+            return Counters::add(&self.counters.unknown_probes);
         };
         let Some(probe) = keys.open(datagram) else {
             return Counters::add(&self.counters.refused_probes);
@@ -297,6 +292,7 @@ impl Paths {
         let mut state = remote.state();
         self.learn(remote, &mut state, route, false);
         self.handle(remote, &mut state, Event::Ping { route, kind });
+        self.forget_unless_kept(remote, &state, route);
     }
 
     fn take_pong(&self, remote: &Arc<Remote>, route: Route, probe: &Probe) {
@@ -312,6 +308,19 @@ impl Paths {
             self.note_observed(remote, &mut state, route, seen);
         }
         self.handle(remote, &mut state, Event::Pong { route, transaction });
+        self.forget_unless_kept(remote, &state, route);
+    }
+
+    /// Of a peer's addresses, those are remembered that its machine has room for: a peer may send from
+    /// any number of them.
+    fn forget_unless_kept(&self, remote: &Remote, state: &RemoteState, route: Route) {
+        let Some(addr) = route.addr() else {
+            return;
+        };
+        let mut routes = state.machine.routes();
+        if !routes.any(|kept| kept.addr() == Some(addr)) {
+            self.table_mut().forget_source(addr, remote.id);
+        }
     }
 
     /// The peer is behind `route`: proven by an answer, or so it says. What another peer has proven
@@ -355,13 +364,15 @@ impl Paths {
         seen: SocketAddr,
     ) {
         let current = self.table().current().number;
-        if !matches!(route, Route::Direct { socket, .. } if socket == current) {
-            return;
-        }
+        let to = match route {
+            Route::Direct { socket, addr } if socket == current => addr,
+            _ => return,
+        };
         state.observed = Some(seen);
         let nated = !self.local_candidates().contains(&seen);
-        self.handle(remote, state, Event::Nated(nated));
-        let changed = self.lifetime().observed(self.now(), remote.node, seen);
+        self.handle(remote, state, Event::Nated { route, nated });
+        let now = self.now();
+        let changed = self.lifetime().observed(now, remote.node, to, seen);
         if changed {
             debug!(peer = ?remote.node, %seen, "our address as the peer sees it has changed");
             self.remapped.store(true, Ordering::Relaxed);

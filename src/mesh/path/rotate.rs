@@ -23,6 +23,8 @@ const MAX_SOCKETS: usize = 4;
 const MOVES: Duration = Duration::from_secs(1);
 /// Ports that are remembered: those of some minutes, with the shortest-lived mappings there are.
 const MAX_PORTS: usize = 8;
+/// Between two tries to open a socket when the system has none for us.
+const RETRY: Duration = Duration::from_secs(10);
 /// Sockets at such ports that are opened in vain until one is taken.
 const MAX_STALE: usize = MAX_PORTS;
 
@@ -36,6 +38,8 @@ pub(super) struct Rotation {
     local: (Vec<SocketAddr>, Duration),
     /// Ports that were used last: a NAT may still have a mapping of them, which is as old.
     ports: VecDeque<u16>,
+    /// No other socket is opened by itself before this.
+    not_before: Duration,
 }
 
 impl Rotation {
@@ -46,6 +50,7 @@ impl Rotation {
             old: Vec::new(),
             local: (addresses(first), Duration::ZERO),
             ports: VecDeque::from([first.port()]),
+            not_before: Duration::ZERO,
         })
     }
 }
@@ -67,9 +72,35 @@ impl Paths {
         let outdated = now.saturating_sub(self.rotation().local.1) >= MOVES;
         if outdated && let Ok(bound) = self.local_addr() {
             let found = (self.addresses)(bound);
-            self.rotation().local = (found, now);
+            self.note_local(found, now);
         }
         self.rotation().local.0.clone()
+    }
+
+    /// Takes note of where the machine is. One that goes out to the world from elsewhere than before is
+    /// behind other NATs; networks of containers come and go, and change nothing.
+    fn note_local(&self, found: Vec<SocketAddr>, now: Duration) {
+        let way_out = |addrs: &[SocketAddr]| addrs.first().map(SocketAddr::ip);
+        let moved = {
+            let mut rotation = self.rotation();
+            let moved = way_out(&rotation.local.0) != way_out(&found);
+            rotation.local = (found, now);
+            moved
+        };
+        if moved {
+            self.lifetime().moved(now);
+        }
+    }
+
+    /// When another socket is to be opened, before the NAT's mapping of this one ends.
+    pub(super) fn next_rotation(&self) -> Option<Duration> {
+        let due = self.lifetime().rotate_at()?;
+        Some(due.max(self.rotation().not_before))
+    }
+
+    /// There was no other socket: it is tried again in a while.
+    pub(super) fn put_off_rotation(&self, now: Duration) {
+        self.rotation().not_before = now + RETRY;
     }
 
     /// Whether the way to the peer still leads over an old socket of ours, which is soon closed.
@@ -90,13 +121,13 @@ impl Paths {
             // No other one is ever called as the first, which stays.
             let number = before.checked_add(1).unwrap_or(FIRST + 1);
             table.sockets.push(Socket::new(number, io)?);
-            let mut rotation = self.rotation();
-            rotation.old.push((before, now + self.config.overlap));
-            rotation.local = (local, now);
+            let until = now + self.config.overlap;
+            self.rotation().old.push((before, until));
             let remotes = table.all();
             (number, remotes)
         };
         self.lifetime().rotated(now);
+        self.note_local(local, now);
         self.inbound.wake();
         Counters::add(&self.counters.rotations);
         debug!(%addr, "another socket");

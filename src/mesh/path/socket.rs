@@ -87,7 +87,7 @@ impl Paths {
             self.note_handshake(transmit);
             let table = self.table();
             let socket = table.called_at(&transmit.destination);
-            return socket.send(transmit.destination, transmit);
+            return table.send(socket, transmit.destination, transmit);
         }
         let table = self.table();
         let Some(target) = table.target(&transmit.destination) else {
@@ -96,7 +96,7 @@ impl Paths {
                 return Ok(());
             }
             let socket = table.called_at(&transmit.destination);
-            return socket.send(transmit.destination, transmit);
+            return table.send(socket, transmit.destination, transmit);
         };
         if target.remote.note_sent() {
             self.activate(target.remote.id);
@@ -159,7 +159,7 @@ impl Paths {
         transmit: &Transmit<'_>,
     ) -> io::Result<()> {
         match route {
-            Some(Route::Direct { socket, addr }) => table.socket(socket).send(addr, transmit),
+            Some(Route::Direct { socket, addr }) => table.send(socket, addr, transmit),
             Some(Route::Relay(relay)) => {
                 let size = transmit.segment_size.unwrap_or(transmit.contents.len());
                 for packet in transmit.contents.chunks(size.max(1)) {
@@ -386,7 +386,7 @@ impl Target {
 
 impl Socket {
     /// Sends to `addr`. From which of our addresses, quinn knows only for its own idea of the peer's.
-    fn send(&self, addr: SocketAddr, transmit: &Transmit<'_>) -> io::Result<()> {
+    pub(super) fn send(&self, addr: SocketAddr, transmit: &Transmit<'_>) -> io::Result<()> {
         let same = mapped(addr) == transmit.destination;
         let Some(destination) = self.address(addr) else {
             return Ok(());

@@ -1,6 +1,7 @@
 //! Who is behind which address: looked up for every packet, changed when a path does.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,14 +10,15 @@ use std::time::Duration;
 use meshwork_identity::NodeId;
 use meshwork_proto::path::{MAX_SPREAD, Route};
 use quinn::AsyncUdpSocket;
+use quinn::udp::Transmit;
 
 use super::callers::Callers;
 use super::keys::{KeyId, ProbeKeys};
 use super::label::{ConnId, canonical, label, mapped};
 use super::remote::Remote;
 
-/// Handshakes of peers, and dials that are over, that are remembered. One that is forgotten too early fails only if we dial the
-/// same peer at the same time.
+/// Handshakes of peers, and dials that are over, that are remembered. One that is forgotten too early
+/// fails only if we dial the same peer at the same time.
 const MAX_ACCEPTED: usize = 2048;
 
 /// Number of the socket that the node was started with.
@@ -159,12 +161,10 @@ impl Table {
         }
     }
 
-    /// The socket that answers whoever has called from this address.
-    pub(super) fn called_at(&self, from: &SocketAddr) -> &Socket {
-        match self.strangers.get(from) {
-            Some(number) => self.socket(*number),
-            None => self.current(),
-        }
+    /// The number of the socket that answers whoever has called from this address.
+    pub(super) fn called_at(&self, from: &SocketAddr) -> u8 {
+        let noted = self.strangers.get(from).map(|number| self.socket(*number));
+        noted.unwrap_or(self.current()).number
     }
 
     /// The socket that new packets go out of.
@@ -177,6 +177,21 @@ impl Table {
         let mut sockets = self.sockets.iter();
         let found = sockets.find(|socket| socket.number == number);
         found.unwrap_or_else(|| self.current())
+    }
+
+    /// Sends from the socket of this number to `addr`. quinn waits for room in the socket in use only:
+    /// what another one has no room for is a loss, or quinn would try again without end.
+    pub(super) fn send(
+        &self,
+        number: u8,
+        addr: SocketAddr,
+        transmit: &Transmit<'_>,
+    ) -> io::Result<()> {
+        let socket = self.socket(number);
+        match socket.send(addr, transmit) {
+            Err(_) if socket.number != self.current().number => Ok(()),
+            sent => sent,
+        }
     }
 
     /// The remote that a node is dialled as.

@@ -148,8 +148,8 @@ impl Node {
         })
     }
 
-    /// Relays other than `homes` that we are linked with: as many as there are, or else some that are
-    /// dialled for it.
+    /// Relays other than `homes` that we are linked with directly: as many as there are, or else some
+    /// that are dialled for it.
     async fn find_relays(self: &Arc<Self>, homes: &[Candidate]) -> Vec<Candidate> {
         let own = self.credentials.node_id();
         let is_home = |node: &NodeId| homes.iter().any(|home| home.node == *node);
@@ -159,9 +159,10 @@ impl Node {
             .filter(|node| *node != own && !is_home(node))
             .collect();
         let wanted = (MAX_RELAYS - homes.len()) * TRIED_PER_HOME;
-        let linked = relays
+        // Those that we are linked with over others are of no use.
+        let usable = relays
             .iter()
-            .filter(|node| self.peers.get(node).is_some())
+            .filter(|node| self.candidate(node).is_some())
             .count();
         let mut strangers: Vec<NodeId> = relays
             .iter()
@@ -169,7 +170,7 @@ impl Node {
             .copied()
             .collect();
         self.shuffle(&mut strangers);
-        strangers.truncate(wanted.saturating_sub(linked));
+        strangers.truncate(wanted.saturating_sub(usable));
         let dials = strangers.iter().map(|node| async {
             let contact = self.contact(*node);
             (*node, self.reach(&contact, after(DIAL)).await)

@@ -63,7 +63,7 @@ impl Meters {
             total: Limit {
                 rate: config.total_rate,
                 // Twice what one peer may send at once, as half of it is for those below their share.
-                burst: (config.total_rate / TOTAL_BURST).max(2 * config.burst),
+                burst: (config.total_rate / TOTAL_BURST).max(config.burst.saturating_mul(2)),
             },
             peers: BTreeMap::new(),
             left: None,

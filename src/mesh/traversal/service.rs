@@ -35,12 +35,10 @@ pub(crate) fn router(node: &Arc<Node>) -> Router {
 impl Node {
     /// Where we see `peer`.
     fn seen_at(&self, peer: &NodeId) -> Result<SocketAddr, RpcError> {
-        self.address_of(peer)
-            .filter(|_| self.is_direct(peer))
-            .ok_or_else(|| {
-                RpcError::unavailable("you are seen over a relay, which tells nothing about you")
-                    .reason("relayed")
-            })
+        self.address_of(peer).ok_or_else(|| {
+            RpcError::unavailable("you are seen over a relay, which tells nothing about you")
+                .reason("relayed")
+        })
     }
 
     /// Sends probes to where a peer says that it may be, and tells it where we may be.

@@ -53,7 +53,6 @@ pub struct PeerPaths {
     /// Where the peer wants us.
     wanted: Option<Route>,
     socket: u8,
-    nated: bool,
     transaction: u64,
     pending: VecDeque<Pending>,
     traffic: Traffic,
@@ -79,6 +78,8 @@ struct Path {
     /// The shortest round trip.
     rtt: Option<Duration>,
     samples: u8,
+    /// Whether there is a NAT on it.
+    nated: bool,
 }
 
 #[derive(Debug)]
@@ -98,7 +99,6 @@ impl PeerPaths {
             chosen: None,
             wanted: None,
             socket,
-            nated: false,
             transaction: 0,
             pending: VecDeque::new(),
             traffic: Traffic::default(),
@@ -122,7 +122,11 @@ impl PeerPaths {
             Event::Pong { route, transaction } => self.ponged(now, route, transaction, out),
             Event::Traffic { sent, received } => self.sampled(now, sent, received),
             Event::Taken(addr) => self.taken(now, addr, out),
-            Event::Nated(nated) => self.nated = nated,
+            Event::Nated { route, nated } => {
+                if let Some(path) = self.find_mut(route) {
+                    path.nated = nated;
+                }
+            }
             Event::Remapped => self.remapped(now),
             Event::Rotated { socket } => self.rotated(socket, out),
             Event::Closed { socket } => self.closed(now, socket, out),
@@ -202,6 +206,18 @@ impl PeerPaths {
         self.paths.iter_mut().find(|path| path.route == route)
     }
 
+    /// Whether there is a NAT on a way to this address of the peer.
+    fn is_nated_at(&self, addr: Option<SocketAddr>) -> bool {
+        let mut paths = self.paths.iter();
+        paths.any(|path| path.nated && path.route.addr() == addr)
+    }
+
+    /// Whether there is a NAT on the way in use.
+    fn is_nated(&self) -> bool {
+        let chosen = self.chosen.and_then(|route| self.find(route));
+        chosen.is_some_and(|path| path.nated)
+    }
+
     fn direct(&self, addr: SocketAddr) -> Route {
         let addr = canonical(addr);
         Route::Direct {
@@ -247,7 +263,10 @@ impl PeerPaths {
                 return;
             }
         }
-        self.paths.push(Path::new(route, offered, trials));
+        let mut path = Path::new(route, offered, trials);
+        // From another socket of ours, as far as is known, it is the same way.
+        path.nated = route.is_direct() && self.is_nated_at(route.addr());
+        self.paths.push(path);
     }
 
     /// Remembers a way even if another one of its kind, which is not in use, must go for it.
@@ -500,8 +519,11 @@ impl PeerPaths {
         for route in gone {
             let offered = self.find(route).is_some_and(|path| path.offered);
             let in_use = self.chosen == Some(route);
+            let nated = self.is_nated_at(route.addr());
             self.paths.retain(|path| path.route != route);
             self.pending.retain(|ping| ping.route != route);
+            // Unless another way leads to the same address, nobody is known there any more.
+            out.push(Action::Forget(route));
             if let (Route::Direct { addr, .. }, true) = (route, offered || in_use) {
                 let trials = if in_use { TRIALS } else { 0 };
                 let route = self.direct(addr);
@@ -509,6 +531,9 @@ impl PeerPaths {
                     self.insist(route, out);
                 }
                 self.add(route, true, trials, out);
+                if let Some(path) = self.find_mut(route) {
+                    path.nated |= nated;
+                }
             }
         }
         let Some(addr) = was_used.and_then(|route| route.addr()) else {
@@ -539,6 +564,7 @@ impl Path {
             proven: None,
             rtt: None,
             samples: 0,
+            nated: false,
         }
     }
 }

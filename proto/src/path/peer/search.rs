@@ -212,7 +212,7 @@ impl PeerPaths {
     /// The NAT before the socket in use has another address for it. Those that it filters for do not
     /// reach us until they know.
     pub(super) fn remapped(&mut self, now: Duration) {
-        if !self.nated || !self.chosen.is_some_and(|route| self.is_newest(route)) {
+        if !self.is_nated() || !self.chosen.is_some_and(|route| self.is_newest(route)) {
             return;
         }
         self.begin_doubt(now, now);
@@ -257,12 +257,13 @@ impl PeerPaths {
     /// way when we have moved, while something flows.
     fn keep_alive(&mut self, now: Duration, out: &mut Vec<Action>) {
         let busy = self.traffic.is_busy(now);
-        let watched = |route: &Route| route.is_direct() && (self.nated || busy);
+        let nated = self.is_nated();
+        let watched = |route: &Route| route.is_direct() && (nated || busy);
         let Some(chosen) = self.chosen.filter(watched) else {
             self.next_keep_alive = None;
             return;
         };
-        let gap = if busy && self.nated {
+        let gap = if busy && nated {
             self.config.busy_ping
         } else {
             self.config.keep_alive

@@ -60,7 +60,7 @@ fn a_new_address_of_ours_is_a_doubt_at_once_where_there_is_a_nat() {
     let mut world = streaming();
     world.tell(Event::Remapped);
     assert_eq!(world.spread, [], "there is none");
-    world.tell(Event::Nated(true));
+    world.nated(true);
     let before = world.pings_to(direct(1));
     world.tell(Event::Remapped);
     assert_eq!(world.pings_to(direct(1)), before + 1);
@@ -79,7 +79,7 @@ fn packets_go_over_the_most_likely_of_many_ways() {
         world.tell(Event::RelayUp(relay(n)));
     }
     world.tell(Event::Offered(&[addr(4), addr(5)]));
-    world.tell(Event::Nated(true));
+    world.nated(true);
     world.run(ms(2000));
     world.tell(Event::Remapped);
     assert_eq!(world.spread(), [Some(via(3)), Some(via(2))]);

@@ -93,7 +93,7 @@ proptest! {
                 }
                 Step::Taken(n) => world.tell(Event::Taken(addr(n))),
                 Step::Remapped => world.tell(Event::Remapped),
-                Step::Nated(nated) => world.tell(Event::Nated(nated)),
+                Step::Nated(nated) => world.nated(nated),
                 Step::Rotated(socket) => world.tell(Event::Rotated { socket }),
                 Step::Closed(socket) => world.tell(Event::Closed { socket }),
                 Step::Run(span) => world.run(ms(span)),

@@ -1,5 +1,7 @@
 //! What strangers and liars can do, and what is remembered.
 
+use meshwork_proto::path::ProbeKind;
+
 use super::*;
 use crate::path::callers::MAX_CALLERS;
 
@@ -122,5 +124,84 @@ fn a_relay_that_names_whom_we_dial_does_not_draw_the_connection_to_itself() {
             assert_eq!(a.paths.route(&b.node).unwrap().addr(), Some(b.addr()));
         }
         assert_eq!(a.paths.stats().switches, 1);
+    });
+}
+
+/// A member may send from as many addresses as it likes.
+#[test]
+fn addresses_that_a_peer_pings_from_are_bounded() {
+    in_sim(18, |net| async move {
+        let (a, b) = (Peer::start(&net, 1, v4(1)), Peer::start(&net, 2, v4(2)));
+        let _conn = a.dial(&b, &[b.addr()]).await.unwrap();
+        until("b has bound", || b.paths.route(&a.node).is_some()).await;
+        let elsewhere: Vec<SocketAddr> = (100..120).map(v4).collect();
+        b.paths.candidates(a.node, &elsewhere);
+        let keys = a.paths.table().keys.values().next().cloned().unwrap();
+        for port in 1..2000u16 {
+            let ping = keys.seal(Probe {
+                key: [0; 8],
+                kind: ProbeKind::Ping,
+                transaction: 1000 + u64::from(port),
+                observed: None,
+            });
+            let from = SocketAddr::from(([10, 0, 1, 1], port));
+            net.inject(from, b.addr(), &ping);
+            sleep(Duration::from_millis(1)).await;
+        }
+        sleep(LATENCY * 2).await;
+        let sources = b.paths.table().sizes()[1];
+        assert!((1..=16).contains(&sources), "{sources}");
+        // All were taken, but some of its own, whose numbers are used up by then.
+        let refused = b.paths.stats().refused_probes;
+        assert!(refused < 100, "{refused}");
+    });
+}
+
+/// A socket that takes nothing.
+#[derive(Debug)]
+struct Full(Arc<dyn AsyncUdpSocket>);
+
+impl AsyncUdpSocket for Full {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        self.0.clone().create_io_poller()
+    }
+
+    fn try_send(&self, _: &Transmit<'_>) -> io::Result<()> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        self.0.poll_recv(cx, bufs, meta)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+/// quinn asks the socket in use when there is room, and would ask without end.
+#[test]
+fn quinn_does_not_wait_for_room_in_an_old_socket() {
+    in_sim(19, |net| async move {
+        let full = |n| Arc::new(Full(net.socket(v4(n)).unwrap()));
+        let mut table = Table::new(Socket::new(FIRST, full(1)).unwrap());
+        let transmit = Transmit {
+            destination: v4(9),
+            ecn: None,
+            contents: b"x",
+            segment_size: None,
+            src_ip: None,
+        };
+        let sent = |table: &Table, socket| table.send(socket, v4(9), &transmit).is_ok();
+        assert!(!sent(&table, FIRST));
+        table.sockets.push(Socket::new(1, full(2)).unwrap());
+        assert!(sent(&table, FIRST));
+        assert!(!sent(&table, 1));
+        assert!(!sent(&table, 77), "one that is closed is the one in use");
     });
 }

@@ -238,3 +238,57 @@ fn a_port_that_was_used_of_late_is_not_taken_again() {
         }
     });
 }
+
+/// Paths of which nothing is known but that a NAT forgets after 20 s.
+fn behind_a_short_memory(net: &Net, bind: BindSocket, addresses: FindAddresses) -> Arc<Paths> {
+    let socket = net.socket(v4(1)).unwrap();
+    let how = PathConfig::default();
+    let paths = Paths::new(node_id(1), socket, bind, addresses, how).unwrap();
+    for (at, port) in [(0, 1), (20, 2)] {
+        let seen = SocketAddr::from(([203, 0, 113, 1], port));
+        let at = Duration::from_secs(at);
+        paths.lifetime().observed(at, node_id(2), v4(2), seen);
+    }
+    assert!(paths.next_rotation().is_some());
+    paths
+}
+
+/// As for a node that listens at one address, when the machine has lost it.
+#[test]
+fn a_system_without_another_socket_is_not_asked_all_the_time() {
+    in_sim(20, |net| async move {
+        let asked = Arc::new(AtomicU64::new(0));
+        let count = asked.clone();
+        let none: BindSocket = Arc::new(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+            Err(io::ErrorKind::AddrNotAvailable.into())
+        });
+        let paths = behind_a_short_memory(&net, none, Arc::new(|bound| vec![bound]));
+        let stop = CancellationToken::new();
+        let run = tokio::spawn(paths.run(stop.clone()));
+        sleep(Duration::from_mins(1)).await;
+        let asked = asked.load(Ordering::Relaxed);
+        assert!((2..=6).contains(&asked), "{asked}");
+        stop.cancel();
+        run.await.unwrap();
+    });
+}
+
+#[test]
+fn what_was_learnt_of_a_nat_is_void_in_another_network_only() {
+    in_sim(21, |net| async move {
+        let places = Arc::new(Mutex::new(vec![v4(1)]));
+        let told = places.clone();
+        let addresses: FindAddresses = Arc::new(move |_| told.lock().unwrap().clone());
+        let none: BindSocket = Arc::new(|_| Err(io::ErrorKind::AddrInUse.into()));
+        let paths = behind_a_short_memory(&net, none, addresses);
+        places.lock().unwrap().push(v4(7));
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(paths.local_candidates(), [v4(1), v4(7)]);
+        assert!(paths.next_rotation().is_some(), "a container's network");
+        *places.lock().unwrap() = vec![v4(8), v4(7)];
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(paths.local_candidates(), [v4(8), v4(7)]);
+        assert_eq!(paths.next_rotation(), None);
+    });
+}
