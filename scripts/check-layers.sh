@@ -26,6 +26,6 @@ forbid meshwork-sched $io meshwork-mesh meshwork-agent meshwork-manager
 forbid meshwork-mesh meshwork-agent meshwork-manager meshwork-sched meshwork-netsim rustls bollard
 forbid meshwork-agent meshwork-mesh meshwork-manager meshwork-sched quinn
 forbid meshwork-manager meshwork-mesh meshwork-agent quinn bollard
-forbid meshwork meshwork-netsim rustls openssl native-tls
+forbid meshwork meshwork-netsim rustls openssl native-tls redis async-nats shuttle
 [ "$status" = 0 ] && echo "layers: every dependency points the right way"
 exit "$status"

@@ -5,6 +5,7 @@
     reason = "clap shows doc comments on terminals, as they are"
 )]
 
+mod bus;
 mod client;
 mod demo;
 mod docker;
@@ -13,6 +14,7 @@ mod down;
 mod error;
 mod init;
 mod join;
+mod log;
 mod mesh;
 mod node;
 mod out;
@@ -128,6 +130,12 @@ enum Command {
     /// Permission tokens
     #[command(subcommand, arg_required_else_help = true)]
     Token(token::TokenCommand),
+    /// The event bus, which programs build in: how fast it is here
+    #[command(subcommand, arg_required_else_help = true)]
+    Bus(bus::BusCommand),
+    /// Logs on this machine's disk: append, read, follow, check
+    #[command(subcommand, arg_required_else_help = true)]
+    Log(log::LogCommand),
     /// Show everything on this machine alone, in a temporary folder
     Demo,
     /// Ask the GPU driver from a process that may hang (called by the agent)
@@ -219,6 +227,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Up(args) => up::up(&context, &args).map(|()| done),
         Command::Down => down::down(&context).map(|()| done),
         Command::Join(args) => join::join(&context, &args).map(|()| done),
+        Command::Bus(command) => bus::bus(&context, &command).map(|()| done),
+        Command::Log(command) => log::log(&context, &command).map(|()| done),
         Command::Demo => demo::demo(&context).map(|()| done),
         Command::Doctor => doctor::doctor(&context).map(|()| done),
         Command::Whoami => whoami::whoami(&context).map(|()| done),

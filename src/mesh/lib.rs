@@ -8,6 +8,8 @@
 //! Time, chance, memory and the network come from outside ([`Env`]), so that a simulator can run
 //! whole meshes in one thread, repeatably.
 
+pub mod bus;
+pub mod log;
 pub mod transport;
 
 mod addresses;

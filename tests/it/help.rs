@@ -35,6 +35,13 @@ fn help_of_every_command() {
         &["token", "verify"],
         &["token", "use"],
         &["token", "revoke"],
+        &["bus"],
+        &["bus", "bench"],
+        &["log"],
+        &["log", "append"],
+        &["log", "tail"],
+        &["log", "info"],
+        &["log", "verify"],
         &["demo"],
     ];
     for command in commands {
@@ -61,7 +68,8 @@ fn every_command_of_the_help_is_in_the_golden_list() {
         names,
         [
             "init", "up", "down", "invite", "join", "node", "peer", "mesh", "run", "ps", "logs",
-            "exec", "stop", "rm", "status", "doctor", "whoami", "token", "demo", "help"
+            "exec", "stop", "rm", "status", "doctor", "whoami", "token", "bus", "log", "demo",
+            "help"
         ]
     );
 }

@@ -19,6 +19,7 @@
 )]
 
 mod bulk;
+mod bus;
 mod call;
 mod directory;
 mod echo;
@@ -26,6 +27,7 @@ mod figures;
 mod handshake;
 mod idle;
 mod lane;
+mod log;
 mod meter;
 mod nodes;
 mod report;
@@ -50,13 +52,15 @@ struct Scale {
 /// Rows that are measured together.
 type Group = (&'static str, fn(&Scale) -> Vec<Row>);
 
-const GROUPS: [Group; 6] = [
+const GROUPS: [Group; 8] = [
     ("handshake", handshake::rows),
     ("stranger", stranger::rows),
     ("bulk", bulk::rows),
     ("call", call::rows),
     ("idle", idle::rows),
     ("directory", directory::rows),
+    ("bus", bus::rows),
+    ("log", log::rows),
 ];
 
 fn main() {
