@@ -16,6 +16,7 @@ use crate::membership::Message;
 use crate::path::NatClass;
 use crate::psk::SignedPskRotation;
 use crate::query::ScopeFilter;
+use crate::rpc::MethodView;
 
 /// Addresses in one [`PathOffer`]: a machine has seldom more, and each one costs its receiver some
 /// packets.
@@ -373,6 +374,8 @@ crate::service! {
     unary FindNodes("find", Member, true): Find => Found;
     /// Asks the index for what a scope shows.
     unary FindScopedNodes("find.scoped", Member, true): FindScoped => Found;
+    /// Which methods does the node serve?
+    unary ListMethods("methods", Member, true): () => Vec<MethodView>;
     /// The node's state.
     unary Inspect("status", Call, true): () => MeshStatus;
     /// Makes a ticket that this node redeems.

@@ -1,17 +1,35 @@
 //! The RPC wire format: request header, response frames, status codes, errors.
 //!
 //! A call is one bidirectional QUIC stream. The caller sends the stream's type byte
-//! ([`STREAM_RPC`]), a frame with the [`RequestHeader`], a frame with the body, and finishes. The
-//! callee answers with frames of one tag byte each ([`ReplyTag`]) and finishes. A frame is a
-//! big-endian u32 length and that many bytes. Resetting the stream cancels the call.
+//! ([`STREAM_RPC`]), a frame with the [`RequestHeader`], a frame with the body (of a method that takes a
+//! stream: any number of frames, one an item), and finishes. The callee answers with frames of one tag
+//! byte each ([`ReplyTag`]) and finishes. A frame is a big-endian u32 length and that many bytes.
+//! Resetting the stream cancels the call.
+//!
+//! Small unary calls share a long-lived stream instead: see [`lane`].
+
+pub mod breaker;
+pub mod choice;
+pub mod intercept;
+mod kind;
+pub mod lane;
+pub mod retry;
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use kind::{
+    APP_BAD_REQUEST, APP_HANDLER_ERROR, ErrorKind, REASON_ANSWER, REASON_BREAKER, REASON_ENCODE,
+};
+
 /// First byte of a stream that carries one RPC call.
 pub const STREAM_RPC: u8 = 0x01;
+/// First byte of a bidirectional stream that carries many small calls: a [`lane`].
+pub const STREAM_LANE: u8 = 0x06;
+/// First byte of a unidirectional stream with an answer that is too large for the lane of its call.
+pub const STREAM_ANSWER: u8 = 0x07;
 
 /// Encoding of a call's bodies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +48,32 @@ pub enum Kind {
     Unary,
     /// One request, any number of response items.
     ServerStream,
+    /// Any number of request items, one response.
+    ClientStream,
+    /// Any number of items both ways, at once.
+    Bidi,
+}
+
+impl Kind {
+    /// Whether the caller sends a stream of items.
+    pub fn takes_stream(self) -> bool {
+        matches!(self, Self::ClientStream | Self::Bidi)
+    }
+
+    /// Whether the callee answers with a stream of items.
+    pub fn gives_stream(self) -> bool {
+        matches!(self, Self::ServerStream | Self::Bidi)
+    }
+
+    /// Name for people: `unary`, `server stream`, `client stream`, `both`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unary => "unary",
+            Self::ServerStream => "server stream",
+            Self::ClientStream => "client stream",
+            Self::Bidi => "both",
+        }
+    }
 }
 
 /// W3C trace context (`traceparent`), in binary.
@@ -103,6 +147,21 @@ impl ReplyTag {
             _ => None,
         }
     }
+}
+
+/// A method as its node describes it to others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MethodView {
+    /// Service name.
+    pub service: String,
+    /// Method name within the service.
+    pub method: String,
+    /// Shape of the call.
+    pub kind: Kind,
+    /// Whether a repeat has the same effect as one call.
+    pub idempotent: bool,
+    /// Who may call it: `open`, `member`, `call` or `admin`.
+    pub access: String,
 }
 
 /// How a call ended (design §6). Stable: numbers are never given to another meaning.

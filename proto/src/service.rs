@@ -3,8 +3,8 @@
 //! `agent` and `manager` are written against [`Caller`] and [`Router`] only. The binary fills them
 //! with the mesh, tests with a direct connection or the simulator.
 
-use std::collections::BTreeMap;
-use std::fmt;
+mod router;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,7 +19,9 @@ use serde::de::DeserializeOwned;
 
 use crate::codec;
 use crate::limits::MAX_FRAME;
-use crate::rpc::{Codec, Kind, RpcError, Status, TraceContext};
+use crate::rpc::{self, Codec, Kind, RpcError, TraceContext};
+
+pub use router::{Handler, RawReply, RawRequest, Router};
 
 /// A boxed future.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
@@ -56,7 +58,30 @@ pub struct MethodInfo {
     pub access: Access,
 }
 
+impl Access {
+    /// Stable name for people and programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Member => "member",
+            Self::Call => "call",
+            Self::Admin => "admin",
+        }
+    }
+}
+
 impl MethodInfo {
+    /// What others are told of the method.
+    pub fn view(&self) -> rpc::MethodView {
+        rpc::MethodView {
+            service: self.service.to_owned(),
+            method: self.name.to_owned(),
+            kind: self.kind,
+            idempotent: self.idempotent,
+            access: self.access.name().to_owned(),
+        }
+    }
+
     /// `service/method`, the path that tokens speak of.
     pub fn path(&self) -> String {
         format!("{}/{}", self.service, self.name)
@@ -67,14 +92,15 @@ impl MethodInfo {
 pub trait Method: Send + Sync + 'static {
     /// Name, shape and access.
     const INFO: MethodInfo;
-    /// What the caller sends.
+    /// What the caller sends: once, or any number of times for an upload.
     type Request: Serialize + DeserializeOwned + Send + 'static;
     /// What it gets back: once, or any number of times for a stream.
     type Response: Serialize + DeserializeOwned + Send + 'static;
 }
 
 /// Declares the methods of one service:
-/// `unary|stream Name("wire.name", Access, idempotent?) : Request => Response;`
+/// `unary|stream|upload|duplex Name("wire.name", Access, idempotent?) : Request => Response;`, where the
+/// request of an `upload` or a `duplex`, and the response of a `stream` or a `duplex`, is one item of many.
 #[macro_export]
 macro_rules! service {
     (
@@ -105,6 +131,8 @@ macro_rules! service {
     };
     (@kind unary) => { $crate::rpc::Kind::Unary };
     (@kind stream) => { $crate::rpc::Kind::ServerStream };
+    (@kind upload) => { $crate::rpc::Kind::ClientStream };
+    (@kind duplex) => { $crate::rpc::Kind::Bidi };
 }
 
 /// What a handler knows about the call it serves.
@@ -127,8 +155,8 @@ pub struct CallContext {
 /// How to make a call.
 #[derive(Debug, Clone, Copy)]
 pub struct CallOptions {
-    /// Time for the whole call, connection set-up included. For a stream: time until its first
-    /// answer frame; the stream itself then lives until either side ends it.
+    /// Time for the whole call, connection set-up included. For a method that answers with a stream:
+    /// time until its first answer frame; the stream itself then lives until either side ends it.
     pub deadline: Duration,
     /// Set when the call may be repeated.
     pub idempotency_key: Option<[u8; 16]>,
@@ -177,6 +205,19 @@ pub trait Caller: Send + Sync + 'static {
         to: NodeId,
         call: RawCall,
     ) -> BoxFuture<Result<ItemStream<Bytes>, RpcError>>;
+    /// Makes a call of a method that takes a stream; `call.body` is not used. Its answers come as a
+    /// stream, of exactly one item where the method gives one. An error among `items` cancels the
+    /// call. A caller that cannot do this refuses, which is the default.
+    fn duplex_raw(
+        &self,
+        _to: NodeId,
+        call: RawCall,
+        _items: ItemStream<Bytes>,
+    ) -> BoxFuture<Result<ItemStream<Bytes>, RpcError>> {
+        let path = call.method.path();
+        let error = RpcError::invalid(format!("`{path}` takes a stream, which goes no way here"));
+        Box::pin(std::future::ready(Err(error.reason("kind"))))
+    }
 }
 
 /// Calls a unary method of `to`.
@@ -187,7 +228,7 @@ pub async fn call<M: Method>(
     options: CallOptions,
 ) -> Result<M::Response, RpcError> {
     let bytes = caller.call_raw(to, raw::<M>(request, options)).await?;
-    from_body(Codec::Postcard, &bytes)
+    from_answer(&bytes)
 }
 
 /// Calls a streaming method of `to`.
@@ -198,9 +239,47 @@ pub async fn stream<M: Method>(
     options: CallOptions,
 ) -> Result<ItemStream<M::Response>, RpcError> {
     let items = caller.stream_raw(to, raw::<M>(request, options)).await?;
-    Ok(Box::pin(
-        items.map(|item| from_body(Codec::Postcard, &item?)),
-    ))
+    Ok(Box::pin(items.map(|item| from_answer(&item?))))
+}
+
+/// Calls a method of `to` that takes a stream and gives one answer.
+pub async fn upload<M: Method>(
+    caller: &dyn Caller,
+    to: NodeId,
+    items: impl Stream<Item = M::Request> + Send + 'static,
+    options: CallOptions,
+) -> Result<M::Response, RpcError> {
+    let mut answers = duplex::<M>(caller, to, items, options).await?;
+    answers.next().await.unwrap_or_else(|| {
+        Err(RpcError::internal("the call ended without an answer").reason("format"))
+    })
+}
+
+/// Calls a method of `to` that takes a stream and gives one.
+pub async fn duplex<M: Method>(
+    caller: &dyn Caller,
+    to: NodeId,
+    items: impl Stream<Item = M::Request> + Send + 'static,
+    options: CallOptions,
+) -> Result<ItemStream<M::Response>, RpcError> {
+    let items = items.map(|item| Ok(codec::encode(&item).into()));
+    let call = RawCall {
+        method: M::INFO,
+        codec: Codec::Postcard,
+        body: Bytes::new(),
+        options,
+    };
+    let answers = caller.duplex_raw(to, call, Box::pin(items)).await?;
+    Ok(Box::pin(answers.map(|item| from_answer(&item?))))
+}
+
+/// Decodes what a call was answered with. That it does not decode is the callee's fault, unlike in
+/// [`from_body`].
+pub fn from_answer<T: DeserializeOwned>(body: &[u8]) -> Result<T, RpcError> {
+    codec::decode(body, MAX_FRAME).map_err(|error| {
+        RpcError::internal(format!("the answer does not decode: {error}"))
+            .reason(rpc::REASON_ANSWER)
+    })
 }
 
 fn raw<M: Method>(request: &M::Request, options: CallOptions) -> RawCall {
@@ -216,9 +295,10 @@ fn raw<M: Method>(request: &M::Request, options: CallOptions) -> RawCall {
 pub fn to_body<T: Serialize>(codec: Codec, value: &T) -> Result<Bytes, RpcError> {
     match codec {
         Codec::Postcard => Ok(codec::encode(value).into()),
-        Codec::Json => serde_json::to_vec(value)
-            .map(Bytes::from)
-            .map_err(|e| RpcError::internal(format!("the answer has no JSON form: {e}"))),
+        Codec::Json => serde_json::to_vec(value).map(Bytes::from).map_err(|e| {
+            RpcError::internal(format!("the value has no JSON form: {e}"))
+                .reason(rpc::REASON_ENCODE)
+        }),
     }
 }
 
@@ -229,144 +309,4 @@ pub fn from_body<T: DeserializeOwned>(codec: Codec, body: &[u8]) -> Result<T, Rp
         Codec::Json => serde_json::from_slice(body).map_err(|e| e.to_string()),
     }
     .map_err(|e| RpcError::invalid(format!("body does not decode: {e}")).reason("decode"))
-}
-
-/// A served method's answer, still to be awaited.
-pub enum RawReply {
-    /// Of a unary method.
-    Unary(BoxFuture<Result<Bytes, RpcError>>),
-    /// Of a streaming method.
-    Stream(BoxFuture<Result<ItemStream<Bytes>, RpcError>>),
-}
-
-impl fmt::Debug for RawReply {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Unary(_) => "Unary",
-            Self::Stream(_) => "Stream",
-        })
-    }
-}
-
-type RawHandler = Arc<dyn Fn(CallContext, Codec, Bytes) -> RawReply + Send + Sync>;
-
-/// The methods that a node serves. Authorization happens before a handler is reached, by the
-/// [`Access`] of its declaration.
-#[derive(Clone, Default)]
-pub struct Router {
-    methods: BTreeMap<&'static str, BTreeMap<&'static str, (MethodInfo, RawHandler)>>,
-}
-
-impl fmt::Debug for Router {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list()
-            .entries(self.methods().map(|m| m.path()))
-            .finish()
-    }
-}
-
-impl Router {
-    /// A router that serves nothing.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Serves the unary method `M` with `handler`. A method served twice keeps the last handler.
-    #[must_use]
-    pub fn unary<M, F, Fut>(self, handler: F) -> Self
-    where
-        M: Method,
-        F: Fn(CallContext, M::Request) -> Fut + Clone + Send + Sync + 'static,
-        Fut: Future<Output = Result<M::Response, RpcError>> + Send + 'static,
-    {
-        self.insert(
-            M::INFO,
-            Arc::new(move |cx, codec, body: Bytes| {
-                let handler = handler.clone();
-                RawReply::Unary(Box::pin(async move {
-                    let request = from_body::<M::Request>(codec, &body)?;
-                    to_body(codec, &handler(cx, request).await?)
-                }))
-            }),
-        )
-    }
-
-    /// Serves the streaming method `M` with `handler`.
-    #[must_use]
-    pub fn stream<M, F, Fut>(self, handler: F) -> Self
-    where
-        M: Method,
-        F: Fn(CallContext, M::Request) -> Fut + Clone + Send + Sync + 'static,
-        Fut: Future<Output = Result<ItemStream<M::Response>, RpcError>> + Send + 'static,
-    {
-        self.insert(
-            M::INFO,
-            Arc::new(move |cx, codec, body: Bytes| {
-                let handler = handler.clone();
-                RawReply::Stream(Box::pin(async move {
-                    let request = from_body::<M::Request>(codec, &body)?;
-                    let items = handler(cx, request).await?;
-                    let raw: ItemStream<Bytes> =
-                        Box::pin(items.map(move |item| to_body(codec, &item?)));
-                    Ok(raw)
-                }))
-            }),
-        )
-    }
-
-    fn insert(mut self, info: MethodInfo, handler: RawHandler) -> Self {
-        self.methods
-            .entry(info.service)
-            .or_default()
-            .insert(info.name, (info, handler));
-        self
-    }
-
-    /// All methods of both routers; on a clash `other` wins.
-    #[must_use]
-    pub fn merge(mut self, other: Self) -> Self {
-        for (service, methods) in other.methods {
-            self.methods.entry(service).or_default().extend(methods);
-        }
-        self
-    }
-
-    /// Declaration of `service/method`, or `not_found` that names what is missing.
-    pub fn find(&self, service: &str, method: &str) -> Result<MethodInfo, RpcError> {
-        self.lookup(service, method).map(|(info, _)| *info)
-    }
-
-    /// Starts the handler of `service/method`. The caller has checked [`Access`] already.
-    pub fn dispatch(
-        &self,
-        service: &str,
-        method: &str,
-        cx: CallContext,
-        codec: Codec,
-        body: Bytes,
-    ) -> Result<RawReply, RpcError> {
-        let (_, handler) = self.lookup(service, method)?;
-        Ok(handler(cx, codec, body))
-    }
-
-    /// Every served method, by service and name.
-    pub fn methods(&self) -> impl Iterator<Item = MethodInfo> + '_ {
-        self.methods
-            .values()
-            .flat_map(BTreeMap::values)
-            .map(|(info, _)| *info)
-    }
-
-    fn lookup(&self, service: &str, method: &str) -> Result<&(MethodInfo, RawHandler), RpcError> {
-        let Some(methods) = self.methods.get(service) else {
-            return Err(RpcError::new(
-                Status::NotFound,
-                format!("this node does not serve `{service}`"),
-            )
-            .reason("no_service"));
-        };
-        methods.get(method).ok_or_else(|| {
-            RpcError::not_found(format!("`{service}` has no method `{method}`")).reason("no_method")
-        })
-    }
 }

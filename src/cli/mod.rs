@@ -19,6 +19,7 @@ mod mesh;
 mod node;
 mod out;
 mod peer;
+mod rpc;
 mod run;
 mod session;
 mod status;
@@ -109,6 +110,9 @@ enum Command {
     /// The mesh as a whole: who sees whom, and its pre-shared key
     #[command(subcommand, arg_required_else_help = true)]
     Mesh(mesh::MeshCommand),
+    /// Remote procedure calls: list what a node serves, call it with JSON
+    #[command(subcommand, arg_required_else_help = true)]
+    Rpc(rpc::RpcCommand),
     /// Run a container on a node that fits
     Run(run::RunArgs),
     /// List sessions
@@ -240,6 +244,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         }
         Command::Peer(command) => {
             client::with(&context, async |c| peer::peer(c, command).await).map(|()| done)
+        }
+        Command::Rpc(command) => {
+            client::with(&context, async |c| rpc::rpc(c, command).await).map(|()| done)
         }
         Command::Mesh(command) => mesh::mesh(&context, command).map(|()| done),
         Command::Run(args) => client::with(&context, async |c| run::run(c, args).await),

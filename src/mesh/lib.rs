@@ -38,7 +38,7 @@ pub use gossip::{GossipStats, MemberEvent};
 pub use mesh::Mesh;
 pub use path::PathStats;
 pub use psk::PskView;
-pub use rpc::RpcLimits;
+pub use rpc::{RpcLimits, ServeHandle, ServiceOptions};
 pub use state::{FileState, MemoryState, StateStore};
 pub use transport::SystemEntropy;
 pub use traversal::{PathKind, RelayConfig, TraversalError};

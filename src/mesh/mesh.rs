@@ -30,7 +30,7 @@ use crate::node::Node;
 use crate::path::Paths;
 use crate::peer::{Link, Peers};
 use crate::psk::{PskView, Psks};
-use crate::rpc::{CallError, Desk, FEW_STREAMS, after, close_code};
+use crate::rpc::{CallError, Desk, FEW_STREAMS, Outlook, ServeHandle, after, close_code, narrowed};
 use crate::service;
 use crate::transport::{BindError, Endpoint, TransportConfig};
 use crate::traversal::{self, Traversal};
@@ -69,6 +69,7 @@ impl Mesh {
         let paths = paths.map_err(BindError::Endpoint)?;
         let node = Arc::new(Node {
             desk: Arc::new(Desk::new(local, config.limits.clone(), env.clock)),
+            outlook: Outlook::new(),
             endpoint: Endpoint::bind(&transport, env.runtime, paths.socket())?,
             paths,
             traversal: Traversal::new(&config)?,
@@ -99,6 +100,20 @@ impl Mesh {
     /// Serves these methods, too; they replace others of the same name.
     pub fn serve(&self, router: Router) {
         self.0.desk.serve(router);
+    }
+
+    /// Serves these methods as long as the handle lives, and announces their services, once the node
+    /// announces anything.
+    pub fn offer(&self, router: Router) -> ServeHandle {
+        ServeHandle::new(&self.0, router)
+    }
+
+    /// Makes sure that `to` can be called: connects if there is no connection.
+    pub(crate) async fn way_to(&self, to: NodeId, deadline: Instant) -> Result<(), RpcError> {
+        if to != self.node_id() {
+            self.route(to, deadline).await?;
+        }
+        Ok(())
     }
 
     /// The inside.
@@ -342,7 +357,8 @@ impl Mesh {
         }
     }
 
-    async fn call(self, to: NodeId, call: RawCall) -> Result<Bytes, RpcError> {
+    async fn call(self, to: NodeId, mut call: RawCall) -> Result<Bytes, RpcError> {
+        call.options = narrowed(call.options);
         if to == self.node_id() {
             let standing = self.0.credentials.own_standing();
             return self.0.desk.call_self(call, standing).await;
@@ -353,7 +369,8 @@ impl Mesh {
         self.on_link(to, call, attempt).await
     }
 
-    async fn stream(self, to: NodeId, call: RawCall) -> Result<ItemStream<Bytes>, RpcError> {
+    async fn stream(self, to: NodeId, mut call: RawCall) -> Result<ItemStream<Bytes>, RpcError> {
+        call.options = narrowed(call.options);
         if to == self.node_id() {
             let standing = self.0.credentials.own_standing();
             return self.0.desk.stream_self(call, standing).await;
@@ -362,6 +379,30 @@ impl Mesh {
             link.stream(&call, deadline).await
         };
         self.on_link(to, call, attempt).await
+    }
+
+    /// What was sent of a stream cannot be sent again: a call that fails under way is not repeated.
+    async fn duplex(
+        self,
+        to: NodeId,
+        mut call: RawCall,
+        mut items: ItemStream<Bytes>,
+    ) -> Result<ItemStream<Bytes>, RpcError> {
+        call.options = narrowed(call.options);
+        if to == self.node_id() {
+            let standing = self.0.credentials.own_standing();
+            return self.0.desk.duplex_self(call, items, standing).await;
+        }
+        let deadline = after(call.options.deadline);
+        for _ in 0..CONNECTIONS_PER_CALL {
+            let link = self.route(to, deadline).await?;
+            match link.duplex(&call, deadline, items, &self.0.tasks).await {
+                Ok(result) => return Ok(result?),
+                Err(unsent) => items = unsent,
+            }
+            self.0.peers.forget(&link);
+        }
+        Err(CallError::NotServed.into())
     }
 }
 
@@ -382,6 +423,15 @@ impl Caller for Mesh {
         call: RawCall,
     ) -> BoxFuture<Result<ItemStream<Bytes>, RpcError>> {
         Box::pin(self.clone().stream(to, call))
+    }
+
+    fn duplex_raw(
+        &self,
+        to: NodeId,
+        call: RawCall,
+        items: ItemStream<Bytes>,
+    ) -> BoxFuture<Result<ItemStream<Bytes>, RpcError>> {
+        Box::pin(self.clone().duplex(to, call, items))
     }
 }
 
@@ -436,5 +486,6 @@ fn transport(
     transport.idle_timeout = config.dead_after;
     transport.keep_alive = Some(config.dead_after / KEEP_ALIVES);
     transport.max_bidi_streams = FEW_STREAMS.min(config.limits.streams());
+    transport.max_uni_streams = FEW_STREAMS;
     transport
 }

@@ -21,7 +21,7 @@ use crate::gossip::Gossip;
 use crate::path::Paths;
 use crate::peer::{Link, Peers};
 use crate::psk::Psks;
-use crate::rpc::{Desk, close_code};
+use crate::rpc::{Desk, Outlook, close_code};
 use crate::state::StateStore;
 use crate::transport::Endpoint;
 use crate::traversal::Traversal;
@@ -42,6 +42,8 @@ pub(crate) struct Node {
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) psks: Psks,
     pub(crate) desk: Arc<Desk>,
+    /// What it has seen of others as a caller.
+    pub(crate) outlook: Arc<Outlook>,
     pub(crate) endpoint: Endpoint,
     /// Where peers are, below the endpoint.
     pub(crate) paths: Arc<Paths>,

@@ -6,12 +6,19 @@
 //! may, `share` bounds what one peer holds of a node. Nothing here knows how connections come to be.
 
 mod access;
+mod batch;
 mod client;
 mod desk;
 mod frame;
 mod in_flight;
+mod lane;
+mod nested;
+mod offer;
+mod outlook;
 mod server;
+mod services;
 mod share;
+mod uploaded;
 
 use std::time::Duration;
 
@@ -20,10 +27,15 @@ use quinn::VarInt;
 use tokio::time::Instant;
 
 pub(crate) use access::{Refusal, Standing};
-pub(crate) use client::{CallError, Outgoing, stream, unary};
+pub(crate) use client::{CallError, Outgoing, duplex, stream, unary};
 pub(crate) use desk::{Desk, LastUse};
 pub(crate) use in_flight::{Busy, InFlight};
+pub(crate) use lane::Lanes;
+pub(crate) use nested::narrowed;
+pub use offer::ServeHandle;
+pub(crate) use outlook::Outlook;
 pub(crate) use server::{Server, Serving};
+pub use services::ServiceOptions;
 pub(crate) use share::Share;
 
 /// Codes of connections: why one was closed.
@@ -102,7 +114,10 @@ impl RpcLimits {
     /// `backpressure` in so many words.
     pub(crate) fn streams(&self) -> u32 {
         const PER_CALL: usize = 2;
-        u32::try_from(self.concurrent_calls.saturating_mul(PER_CALL)).unwrap_or(u32::MAX)
+        // Lanes have theirs beside.
+        let streams = self.concurrent_calls.saturating_mul(PER_CALL);
+        let streams = streams.saturating_add(lane::MAX_LANES);
+        u32::try_from(streams).unwrap_or(u32::MAX)
     }
 }
 

@@ -6,8 +6,8 @@ use meshwork_identity::Scope;
 use meshwork_proto::announcement::{SignedAnnouncement, Subnet};
 use meshwork_proto::limits::{MAX_ANNOUNCEMENTS_PER_CALL, MAX_QUERY};
 use meshwork_proto::mesh::{
-    Find, FindNodes, FindScopedNodes, Found, Gossip, Inspect, MakeTicket, Ping, Pong, RevokeTokens,
-    RotatePsk,
+    Find, FindNodes, FindScopedNodes, Found, Gossip, Inspect, ListMethods, MakeTicket, Ping, Pong,
+    RevokeTokens, RotatePsk,
 };
 use meshwork_proto::query::{Asker, Query, ScopeFilter, View};
 use meshwork_proto::rpc::RpcError;
@@ -45,6 +45,10 @@ pub(crate) fn router(node: &Arc<Node>) -> Router {
     });
     let router = on::<FindScopedNodes, _>(router, &node, |node, cx, scoped| async move {
         node.find(&cx, &scoped.find, Some(scoped.scope))
+    });
+    let router = on::<ListMethods, _>(router, &node, |node, _, ()| async move {
+        let router = node.desk.router();
+        Ok(router.methods().map(|method| method.view()).collect())
     });
     let router = on::<Inspect, _>(
         router,

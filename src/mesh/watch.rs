@@ -110,6 +110,11 @@ impl<T> Receiver<T> {
         value
     }
 
+    /// Whether the value is the one that was seen last.
+    pub(crate) fn is_seen(&self) -> bool {
+        self.shared.version.load(Ordering::Acquire) & !CLOSED == self.seen & !CLOSED
+    }
+
     /// Takes note of the value as it is.
     pub(crate) fn mark_seen(&mut self) {
         drop(self.borrow_and_update());

@@ -20,6 +20,9 @@ fn help_of_every_command() {
         &["mesh"],
         &["mesh", "map"],
         &["mesh", "rotate-psk"],
+        &["rpc"],
+        &["rpc", "ls"],
+        &["rpc", "call"],
         &["run"],
         &["ps"],
         &["logs"],
@@ -67,9 +70,9 @@ fn every_command_of_the_help_is_in_the_golden_list() {
     assert_eq!(
         names,
         [
-            "init", "up", "down", "invite", "join", "node", "peer", "mesh", "run", "ps", "logs",
-            "exec", "stop", "rm", "status", "doctor", "whoami", "token", "bus", "log", "demo",
-            "help"
+            "init", "up", "down", "invite", "join", "node", "peer", "mesh", "rpc", "run", "ps",
+            "logs", "exec", "stop", "rm", "status", "doctor", "whoami", "token", "bus", "log",
+            "demo", "help"
         ]
     );
 }

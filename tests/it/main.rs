@@ -8,5 +8,6 @@ mod help;
 mod local;
 mod log;
 mod mesh;
+mod rpc;
 mod sight;
 mod support;

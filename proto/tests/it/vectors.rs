@@ -6,6 +6,10 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use bytes::{Bytes, BytesMut};
+use data_encoding::HEXLOWER;
+use meshwork_proto::rpc::lane::{Declare, LaneCall, ToCallee, ToCaller};
+use meshwork_proto::rpc::{Codec, RpcError, TraceContext};
 use meshwork_proto::service::MethodInfo;
 use meshwork_proto::{agent, manager, mesh};
 
@@ -45,11 +49,63 @@ fn encodings_have_not_changed() {
     for file in files {
         let mut text = String::new();
         for sample in samples.iter().filter(|sample| sample.file == file) {
-            let hex = data_encoding::HEXLOWER.encode(&sample.bytes);
+            let hex = HEXLOWER.encode(&sample.bytes);
             writeln!(text, "{}: {hex}", sample.name).unwrap();
         }
         golden(&format!("{file}.hex"), &text);
     }
+}
+
+#[test]
+fn frames_of_lanes_have_not_changed() {
+    let call = LaneCall {
+        id: 300,
+        method: 2,
+        deadline_ms: Some(10_000),
+        idempotency_key: Some([9; 16]),
+        trace: Some(TraceContext {
+            trace_id: [1; 16],
+            span_id: [2; 8],
+            flags: 1,
+        }),
+    };
+    let bare = LaneCall {
+        deadline_ms: None,
+        idempotency_key: None,
+        trace: None,
+        ..call
+    };
+    let declare = Declare {
+        index: 2,
+        codec: Codec::Json,
+        service: "agent".into(),
+        method: "kernel.list".into(),
+    };
+    let body = Bytes::from_static(b"body");
+    let error = RpcError::denied("the token expired").reason("token_expired");
+    let mut text = String::new();
+    for (name, frame) in [
+        ("Declare", ToCallee::Declare(declare)),
+        ("Call", ToCallee::Call(call, body.clone())),
+        ("Call bare", ToCallee::Call(bare, body.clone())),
+        ("Cancel", ToCallee::Cancel(300)),
+        ("Settled", ToCallee::Settled(1 << 40)),
+    ] {
+        let mut out = BytesMut::new();
+        frame.put(&mut out);
+        writeln!(text, "ToCallee::{name}: {}", HEXLOWER.encode(&out)).unwrap();
+    }
+    for (name, frame) in [
+        ("Item", ToCaller::Item(300, body)),
+        ("Failed", ToCaller::Failed(300, error)),
+        ("NotServed", ToCaller::NotServed(300)),
+        ("Settle", ToCaller::Settle(1 << 40)),
+    ] {
+        let mut out = BytesMut::new();
+        frame.put(&mut out);
+        writeln!(text, "ToCaller::{name}: {}", HEXLOWER.encode(&out)).unwrap();
+    }
+    golden("lane.hex", &text);
 }
 
 #[test]

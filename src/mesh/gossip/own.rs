@@ -207,6 +207,8 @@ impl Node {
         if let (None, Some(policy)) = (&draft.subnet, &self.config.subnet_policy) {
             draft.subnet = policy.derive(&draft.tags);
         }
+        let offered = self.desk.offers().into_iter();
+        draft.services.extend(offered.map(str::to_owned));
         self.traversal.complete(&mut draft);
         draft
     }

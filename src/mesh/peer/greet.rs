@@ -33,7 +33,8 @@ impl Node {
         path: Bound,
         dialled: bool,
     ) -> Option<Arc<Link>> {
-        let link = Arc::new(Link::new(conn, path, dialled, self.desk.limits.frame));
+        let frame = self.desk.limits.frame;
+        let link = Arc::new(Link::new(conn, path, dialled, frame, &self.tasks));
         let Some(share) = self.peers.enter(&link, &self.desk.limits) else {
             link.close(close_code::BUSY, "too many connections");
             return None;
@@ -50,6 +51,7 @@ impl Node {
                 conn: link.conn.clone(),
                 peer: link.peer,
                 share,
+                lanes: link.lanes.clone(),
                 standing: link.standing.subscribe(),
                 expects_tokens: link.dialled,
                 calls: link.calls.clone(),

@@ -14,10 +14,11 @@ use meshwork_proto::service::{CallOptions, ItemStream, Method, RawCall};
 use quinn::{Connection, VarInt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::gossip::Outbox;
 use crate::path::Bound;
-use crate::rpc::{self, Busy, CallError, InFlight, LastUse, Outgoing, Standing, after};
+use crate::rpc::{self, Busy, CallError, InFlight, Lanes, LastUse, Outgoing, Standing, after};
 use crate::watch;
 
 /// A connection whose peer is proven.
@@ -44,6 +45,8 @@ pub(crate) struct Link {
     presentations: Mutex<(Instant, u32)>,
     next_call: AtomicU64,
     max_frame: usize,
+    /// What small calls share.
+    pub(crate) lanes: Arc<Lanes>,
 }
 
 /// How often a peer may present tokens in a minute: each time costs us signatures to check.
@@ -52,8 +55,16 @@ const PRESENTATIONS: u32 = 30;
 const MINUTE: Duration = Duration::from_mins(1);
 
 impl Link {
-    pub(crate) fn new(conn: Connection, path: Bound, dialled: bool, max_frame: usize) -> Self {
+    /// A new connection; `tasks` owns what it spawns.
+    pub(crate) fn new(
+        conn: Connection,
+        path: Bound,
+        dialled: bool,
+        max_frame: usize,
+        tasks: &TaskTracker,
+    ) -> Self {
         Self {
+            lanes: Lanes::new(conn.clone(), tasks.clone()),
             peer: crate::transport::peer_id(&conn),
             conn,
             path,
@@ -77,7 +88,11 @@ impl Link {
         deadline: Instant,
     ) -> Result<Bytes, CallError> {
         let (outgoing, busy) = self.begin(call, deadline)?;
-        rpc::unary(outgoing, busy).await
+        let fits = call.body.len() <= self.max_frame;
+        match fits.then(|| self.lanes.begin(call, deadline)).flatten() {
+            Some(pending) => pending.await,
+            None => Box::pin(rpc::unary(outgoing, busy)).await,
+        }
     }
 
     /// Makes a streaming call, to be accepted by `deadline`.
@@ -88,6 +103,21 @@ impl Link {
     ) -> Result<ItemStream<Bytes>, CallError> {
         let (outgoing, busy) = self.begin(call, deadline)?;
         rpc::stream(outgoing, busy).await
+    }
+
+    /// Makes a call of a method that takes a stream; see [`rpc::duplex`]. Gives the items back when the
+    /// connection takes no more calls.
+    pub(crate) async fn duplex(
+        &self,
+        call: &RawCall,
+        deadline: Instant,
+        items: ItemStream<Bytes>,
+        tasks: &TaskTracker,
+    ) -> Result<Result<ItemStream<Bytes>, CallError>, ItemStream<Bytes>> {
+        match self.begin(call, deadline) {
+            Ok((outgoing, busy)) => Ok(rpc::duplex(outgoing, items, busy, tasks).await),
+            Err(_) => Err(items),
+        }
     }
 
     /// Makes a typed unary call within `patience`.

@@ -1,6 +1,8 @@
 //! The calling side. Dropping a call's future or its stream of items cancels the call at the peer.
 
-use bytes::Bytes;
+use std::sync::{Arc, OnceLock};
+
+use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, stream};
 use meshwork_proto::codec;
 use meshwork_proto::limits::MAX_FRAME;
@@ -8,7 +10,10 @@ use meshwork_proto::rpc::{ReplyTag, RequestHeader, RpcError, STREAM_RPC, Status}
 use meshwork_proto::service::{ItemStream, RawCall};
 use quinn::{Connection, ConnectionError, ReadError, SendStream, WriteError};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 
+use super::batch::{Batch, Batches};
 use super::frame::{FrameError, FrameReader, opening, write_frame};
 use super::{Busy, close_code, stream_code, timeout_error, too_large};
 
@@ -107,21 +112,69 @@ pub(crate) async fn stream(
         }
     };
     let request = within(outgoing.deadline, started).await?;
+    Ok(answers(request, busy))
+}
+
+/// Makes a call of a method that takes a stream: sends `items` in a task of `tasks` as the callee reads
+/// them. A single answer is here by the deadline; a stream of them is accepted by then.
+///
+/// # Cancel safety
+/// Dropping the future or the stream cancels the call, and drops `items`.
+pub(crate) async fn duplex(
+    outgoing: Outgoing<'_>,
+    items: ItemStream<Bytes>,
+    busy: Busy,
+    tasks: &TaskTracker,
+) -> Result<ItemStream<Bytes>, CallError> {
+    let once = !outgoing.call.method.kind.gives_stream();
+    let broke: Arc<OnceLock<RpcError>> = Arc::default();
+    let started = async {
+        let (mut request, send) = Request::open(&outgoing).await?;
+        let stop = CancellationToken::new();
+        let upload = Upload {
+            send,
+            conn: outgoing.conn.clone(),
+            max_item: outgoing.max_frame,
+            broke: broke.clone(),
+        };
+        tasks.spawn(upload.run(items, stop.clone()));
+        request.upload = Some((stop.drop_guard(), broke.clone()));
+        match (request.reply().await?, once) {
+            (Reply::Item(item), true) => {
+                request.finish();
+                Ok((Some(item), request))
+            }
+            (Reply::Started, false) => Ok((None, request)),
+            _ => Err(broken("a call was not answered as its method answers").into()),
+        }
+    };
+    match within(outgoing.deadline, started).await {
+        Ok((Some(item), _)) => Ok(Box::pin(stream::iter([Ok(item)]))),
+        Ok((None, request)) => Ok(answers(request, busy)),
+        // What went wrong here explains what went wrong there.
+        Err(error) => Err(broke.get().cloned().map_or(error, CallError::Failed)),
+    }
+}
+
+/// The items of an answer.
+fn answers(request: Request, busy: Busy) -> ItemStream<Bytes> {
     let items = stream::unfold(Some((request, busy)), |state| async {
         let (mut request, busy) = state?;
-        match request.reply().await {
-            Ok(Reply::Item(item)) => Some((Ok(item), Some((request, busy)))),
+        let error = match request.reply().await {
+            Ok(Reply::Item(item)) => return Some((Ok(item), Some((request, busy)))),
             Ok(Reply::End) => {
                 request.finish();
-                None
+                return None;
             }
-            Ok(Reply::Started) => Some((Err(broken("a streaming call was accepted twice")), None)),
-            Err(CallError::Failed(error)) => Some((Err(error), None)),
-            Err(CallError::Lost(error)) => Some((Err(lost(&error)), None)),
-            Err(CallError::NotServed) => Some((Err(broken("a served call was not served")), None)),
-        }
+            Ok(Reply::Started) => broken("a streaming call was accepted twice"),
+            Err(CallError::Failed(error)) => error,
+            Err(CallError::Lost(error)) => lost(&error),
+            Err(CallError::NotServed) => broken("a served call was not served"),
+        };
+        let broke = request.upload.as_ref().and_then(|(_, broke)| broke.get());
+        Some((Err(broke.cloned().unwrap_or(error)), None))
     });
-    Ok(Box::pin(items))
+    Box::pin(items)
 }
 
 /// What a connection's end means to the caller of a call under way.
@@ -144,9 +197,74 @@ fn broken(what: &str) -> RpcError {
     RpcError::internal(format!("the peer broke the RPC format: {what}")).reason("format")
 }
 
+/// The items of a call on their way to the callee.
+struct Upload {
+    send: SendStream,
+    conn: Connection,
+    max_item: usize,
+    /// The error that ended the items, if one did.
+    broke: Arc<OnceLock<RpcError>>,
+}
+
+impl Upload {
+    /// Sends all items, until the callee wants no more, or the call is over.
+    async fn run(mut self, items: ItemStream<Bytes>, stop: CancellationToken) {
+        let conn = self.conn.clone();
+        let sent = tokio::select! {
+            biased;
+            () = stop.cancelled() => false,
+            _ = conn.closed() => false,
+            sent = self.pump(items) => sent,
+        };
+        // Both fail only when the stream has ended already.
+        if sent {
+            let _ = self.send.finish();
+            // Its last bytes may be lost on their way as long as nobody says that they arrived; to
+            // give the stream up now would take them back.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                _ = self.send.stopped() => {}
+            }
+        } else {
+            let _ = self.send.reset(stream_code::CANCELLED);
+        }
+    }
+
+    /// Whether all items were sent, or as many as the callee wanted.
+    async fn pump(&mut self, items: ItemStream<Bytes>) -> bool {
+        let mut batches = Batches::new(items, None);
+        while let Some(batch) = batches.next().await {
+            let written = match batch {
+                Ok(Batch::Frames(frames)) => self.send.write_all(&frames).await,
+                Ok(Batch::Large(item)) if item.len() > self.max_item => {
+                    let _ = self
+                        .broke
+                        .set(too_large("an item", item.len(), self.max_item));
+                    return false;
+                }
+                Ok(Batch::Large(item)) => write_frame(&mut self.send, &[], &[], item).await,
+                Err(error) => {
+                    let _ = self.broke.set(error);
+                    return false;
+                }
+            };
+            match written {
+                Ok(()) => {}
+                Err(WriteError::Stopped(_)) => return true,
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
 /// A call that is under way; cancelled when dropped before [`Request::finish`].
 struct Request {
-    send: SendStream,
+    /// Where the request was sent, if it was sent from here.
+    send: Option<SendStream>,
+    /// Ends the sending of items when dropped; why they ended.
+    upload: Option<(DropGuard, Arc<OnceLock<RpcError>>)>,
     reader: FrameReader,
     max_item: usize,
     finished: bool,
@@ -159,49 +277,41 @@ enum Reply {
 }
 
 impl Request {
+    /// Sends a whole request.
     async fn send(outgoing: &Outgoing<'_>) -> Result<Self, CallError> {
-        let Outgoing {
-            conn,
-            id,
-            call,
-            deadline,
-            max_frame,
-        } = *outgoing;
+        let (call, max_frame) = (outgoing.call, outgoing.max_frame);
         if call.body.len() > max_frame {
             return Err(too_large("the request", call.body.len(), max_frame).into());
         }
-        let (send, recv) = conn.open_bi().await.map_err(CallError::Lost)?;
-        let mut request = Self {
-            send,
+        let (mut request, mut send) = Self::begin(outgoing).await?;
+        let lead = outgoing.lead();
+        let written = write_frame(&mut send, &lead, &[], call.body.clone()).await;
+        if written.is_ok() {
+            // Fails only when the peer has stopped reading; its answer says why.
+            let _ = send.finish();
+        }
+        request.send = Some(send);
+        answered_early(written)?;
+        Ok(request)
+    }
+
+    /// Sends what comes before the items of a stream, and the stream to send these on.
+    async fn open(outgoing: &Outgoing<'_>) -> Result<(Self, SendStream), CallError> {
+        let (request, mut send) = Self::begin(outgoing).await?;
+        answered_early(send.write_all(&outgoing.lead()).await)?;
+        Ok((request, send))
+    }
+
+    async fn begin(outgoing: &Outgoing<'_>) -> Result<(Self, SendStream), CallError> {
+        let (send, recv) = outgoing.conn.open_bi().await.map_err(CallError::Lost)?;
+        let request = Self {
+            send: None,
+            upload: None,
             reader: FrameReader::new(recv),
-            max_item: max_frame,
+            max_item: outgoing.max_frame,
             finished: false,
         };
-        let left = deadline.saturating_duration_since(Instant::now());
-        let header = codec::encode(&RequestHeader {
-            id,
-            service: call.method.service.to_owned(),
-            method: call.method.name.to_owned(),
-            codec: call.codec,
-            kind: call.method.kind,
-            deadline_ms: Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
-            idempotency_key: call.options.idempotency_key,
-            trace: call.options.trace,
-        });
-        let lead = opening(STREAM_RPC, &header);
-        match write_frame(&mut request.send, &lead, &[], call.body.clone()).await {
-            Ok(()) => {
-                // Fails only when the peer has stopped reading; its answer says why.
-                let _ = request.send.finish();
-                Ok(request)
-            }
-            // The callee answered before it read everything.
-            Err(WriteError::Stopped(_)) => Ok(request),
-            Err(WriteError::ConnectionLost(error)) => Err(CallError::Lost(error)),
-            Err(WriteError::ClosedStream | WriteError::ZeroRttRejected) => {
-                Err(RpcError::internal("the request stream was closed").into())
-            }
-        }
+        Ok((request, send))
     }
 
     /// The next frame of the answer. Failures of the call are errors.
@@ -240,8 +350,42 @@ impl Request {
 impl Drop for Request {
     fn drop(&mut self) {
         if !self.finished {
-            let _ = self.send.reset(stream_code::CANCELLED);
+            if let Some(send) = &mut self.send {
+                let _ = send.reset(stream_code::CANCELLED);
+            }
             self.reader.stop(stream_code::CANCELLED);
+        }
+    }
+}
+
+impl Outgoing<'_> {
+    /// The first bytes of the call's stream.
+    fn lead(&self) -> BytesMut {
+        let Self {
+            id, call, deadline, ..
+        } = *self;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let header = codec::encode(&RequestHeader {
+            id,
+            service: call.method.service.to_owned(),
+            method: call.method.name.to_owned(),
+            codec: call.codec,
+            kind: call.method.kind,
+            deadline_ms: Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+            idempotency_key: call.options.idempotency_key,
+            trace: call.options.trace,
+        });
+        opening(STREAM_RPC, &header)
+    }
+}
+
+/// A callee that stops to read has answered, or will.
+fn answered_early(written: Result<(), WriteError>) -> Result<(), CallError> {
+    match written {
+        Ok(()) | Err(WriteError::Stopped(_)) => Ok(()),
+        Err(WriteError::ConnectionLost(error)) => Err(CallError::Lost(error)),
+        Err(WriteError::ClosedStream | WriteError::ZeroRttRejected) => {
+            Err(RpcError::internal("the request stream was closed").into())
         }
     }
 }

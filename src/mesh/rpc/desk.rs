@@ -4,22 +4,26 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, StreamExt, stream};
 use meshwork_identity::NodeId;
 use meshwork_proto::ports::WallClock;
 use meshwork_proto::rpc::{RpcError, Status};
-use meshwork_proto::service::{CallContext, ItemStream, MethodInfo, RawCall, RawReply, Router};
+use meshwork_proto::service::{
+    BoxFuture, CallContext, ItemStream, MethodInfo, RawCall, RawReply, RawRequest, Router,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::error;
 
-use super::{RpcLimits, Standing, timeout_error};
+use super::nested::Inherited;
+use super::server::start;
+use super::{RpcLimits, Standing, after, timeout_error};
 
 /// What a node serves, to whichever peer.
 pub(crate) struct Desk {
@@ -27,6 +31,10 @@ pub(crate) struct Desk {
     pub(crate) limits: RpcLimits,
     pub(super) clock: Arc<dyn WallClock>,
     router: RwLock<Arc<Router>>,
+    /// How often that has changed.
+    generation: AtomicU64,
+    /// Services to be announced, and how often each is offered.
+    offered: Mutex<BTreeMap<&'static str, usize>>,
     /// Bounds of single methods, by path.
     methods: BTreeMap<String, Arc<Semaphore>>,
     /// Owns the tasks of the calls that are served.
@@ -48,6 +56,8 @@ impl Desk {
             limits,
             clock,
             router: RwLock::default(),
+            generation: AtomicU64::new(0),
+            offered: Mutex::default(),
             methods,
             calls: TaskTracker::new(),
             draining: CancellationToken::new(),
@@ -57,8 +67,47 @@ impl Desk {
 
     /// Adds the router's methods to those served; they replace others of the same name.
     pub(crate) fn serve(&self, router: Router) {
+        self.change(|current| current.merge(router));
+    }
+
+    /// Takes the router's methods out of those served, where no others have taken their places.
+    pub(crate) fn withdraw(&self, router: &Router) {
+        self.change(|current| current.without(router));
+        let mut offered = self.offered();
+        for service in router.services() {
+            if let Some(count) = offered.get_mut(service) {
+                *count -= 1;
+            }
+        }
+        offered.retain(|_, count| *count > 0);
+    }
+
+    /// The router's services are to be announced, until they are withdrawn.
+    pub(crate) fn offer(&self, router: &Router) {
+        let mut offered = self.offered();
+        for service in router.services() {
+            *offered.entry(service).or_default() += 1;
+        }
+    }
+
+    /// The services that are to be announced beside those that the node's announcement names.
+    pub(crate) fn offers(&self) -> Vec<&'static str> {
+        self.offered().keys().copied().collect()
+    }
+
+    fn offered(&self) -> MutexGuard<'_, BTreeMap<&'static str, usize>> {
+        self.offered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(Router) -> Router) {
         let mut current = self.router.write().unwrap_or_else(PoisonError::into_inner);
-        *current = Arc::new(Router::clone(&current).merge(router));
+        *current = Arc::new(change(Router::clone(&current)));
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Another number after every change of what is served.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     pub(crate) fn router(&self) -> Arc<Router> {
@@ -94,10 +143,12 @@ impl Desk {
         call: RawCall,
         standing: Standing,
     ) -> Result<Bytes, RpcError> {
-        let RawReply::Unary(answer) = self.start_self(&call, standing)? else {
+        let request = RawRequest::One(call.body.clone());
+        let RawReply::Unary(answer) = self.start_self(&call, request, standing)? else {
             return Err(wrong_kind(&call.method));
         };
-        match timeout(call.options.deadline, catch_panic(call.method, answer)).await {
+        let answer = inherited(&call).within(catch_panic(call.method, answer));
+        match timeout(call.options.deadline, answer).await {
             Ok(answer) => answer,
             Err(_) => Err(timeout_error()),
         }
@@ -109,16 +160,49 @@ impl Desk {
         call: RawCall,
         standing: Standing,
     ) -> Result<ItemStream<Bytes>, RpcError> {
-        let RawReply::Stream(answer) = self.start_self(&call, standing)? else {
+        let request = RawRequest::One(call.body.clone());
+        let RawReply::Stream(answer) = self.start_self(&call, request, standing)? else {
             return Err(wrong_kind(&call.method));
         };
-        match timeout(call.options.deadline, catch_panic(call.method, answer)).await {
+        Self::started(&call, answer).await
+    }
+
+    /// A call of this node to itself of a method that takes a stream.
+    pub(crate) async fn duplex_self(
+        &self,
+        call: RawCall,
+        items: ItemStream<Bytes>,
+        standing: Standing,
+    ) -> Result<ItemStream<Bytes>, RpcError> {
+        match self.start_self(&call, RawRequest::Many(items), standing)? {
+            RawReply::Stream(answer) => Self::started(&call, answer).await,
+            RawReply::Unary(answer) => {
+                let answer = inherited(&call).within(catch_panic(call.method, answer));
+                match timeout(call.options.deadline, answer).await {
+                    Ok(answer) => Ok(Box::pin(stream::iter([Ok(answer?)]))),
+                    Err(_) => Err(timeout_error()),
+                }
+            }
+        }
+    }
+
+    async fn started(
+        call: &RawCall,
+        answer: BoxFuture<Result<ItemStream<Bytes>, RpcError>>,
+    ) -> Result<ItemStream<Bytes>, RpcError> {
+        let answer = inherited(call).within(catch_panic(call.method, answer));
+        match timeout(call.options.deadline, answer).await {
             Ok(items) => Ok(catch_panics(call.method, items?)),
             Err(_) => Err(timeout_error()),
         }
     }
 
-    fn start_self(&self, call: &RawCall, standing: Standing) -> Result<RawReply, RpcError> {
+    fn start_self(
+        &self,
+        call: &RawCall,
+        request: RawRequest,
+        standing: Standing,
+    ) -> Result<RawReply, RpcError> {
         let method = self.router().find(call.method.service, call.method.name)?;
         standing.check(&method, &self.local, &self.local, self.clock.now())?;
         let cx = CallContext {
@@ -129,20 +213,17 @@ impl Desk {
             idempotency_key: call.options.idempotency_key,
             trace: call.options.trace,
         };
-        dispatch(&self.router(), call, cx)
+        let router = self.router();
+        let handler = router.handler(call.method.service, call.method.name)?;
+        start(handler, cx, call.codec, request, inherited(call))
     }
 }
 
-/// Starts a handler for a caller that was let in.
-pub(super) fn dispatch(
-    router: &Router,
-    call: &RawCall,
-    cx: CallContext,
-) -> Result<RawReply, RpcError> {
-    let MethodInfo { service, name, .. } = call.method;
-    let start = || router.dispatch(service, name, cx, call.codec, call.body.clone());
-    std::panic::catch_unwind(AssertUnwindSafe(start))
-        .unwrap_or_else(|panic| Err(panicked(&call.method, &*panic)))
+fn inherited(call: &RawCall) -> Inherited {
+    Inherited {
+        deadline: Some(after(call.options.deadline)),
+        trace: call.options.trace,
+    }
 }
 
 /// When a connection last carried a call of a service (not the upkeep of the mesh itself).
@@ -199,7 +280,7 @@ pub(super) fn catch_panics(method: MethodInfo, items: ItemStream<Bytes>) -> Item
     Box::pin(caught.map(move |item| item.unwrap_or_else(|panic| Err(panicked(&method, &*panic)))))
 }
 
-fn panicked(method: &MethodInfo, panic: &(dyn Any + Send)) -> RpcError {
+pub(super) fn panicked(method: &MethodInfo, panic: &(dyn Any + Send)) -> RpcError {
     let literal = panic.downcast_ref::<&str>().copied();
     let text = literal.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     error!(

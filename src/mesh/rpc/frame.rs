@@ -6,10 +6,10 @@ use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 
 /// Bytes of a frame's length.
 const LENGTH: usize = 4;
-/// Most bytes taken off a stream at a time.
-const READ_AHEAD: usize = 64 * 1024;
+/// Pieces taken off a stream at a time: a packet each, or less.
+const PIECES: usize = 16;
 /// Bodies up to this size are copied behind their header, to be written at once.
-const COPY_BELOW: usize = 4 * 1024;
+pub(crate) const COPY_BELOW: usize = 4 * 1024;
 
 /// Why no frame was read.
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +37,11 @@ pub(crate) enum FrameError {
 #[derive(Debug)]
 pub(crate) struct FrameReader {
     recv: RecvStream,
-    /// Arrived and not used yet.
+    /// Arrived and not used yet, in order; behind it the pieces from `next` up to `end`.
     rest: Bytes,
+    pieces: [Bytes; PIECES],
+    next: usize,
+    end: usize,
 }
 
 impl FrameReader {
@@ -46,7 +49,22 @@ impl FrameReader {
         Self {
             recv,
             rest: Bytes::new(),
+            pieces: Default::default(),
+            next: 0,
+            end: 0,
         }
+    }
+
+    /// The stream, and what was taken off it and is not used yet.
+    pub(crate) fn into_parts(self) -> (RecvStream, Bytes) {
+        if self.next == self.end {
+            return (self.recv, self.rest);
+        }
+        let mut rest = BytesMut::from(&self.rest[..]);
+        for piece in &self.pieces[self.next..self.end] {
+            rest.extend_from_slice(piece);
+        }
+        (self.recv, rest.freeze())
     }
 
     /// The first byte of the stream.
@@ -100,8 +118,13 @@ impl FrameReader {
     /// Makes sure of at least one byte in `rest`; false when the stream has ended.
     async fn fill(&mut self) -> Result<bool, ReadError> {
         while self.rest.is_empty() {
-            match self.recv.read_chunk(READ_AHEAD, true).await? {
-                Some(chunk) => self.rest = chunk.bytes,
+            if self.next < self.end {
+                self.rest = std::mem::take(&mut self.pieces[self.next]);
+                self.next += 1;
+                continue;
+            }
+            match self.recv.read_chunks(&mut self.pieces).await? {
+                Some(count) => (self.next, self.end) = (0, count),
                 None => return Ok(false),
             }
         }
@@ -115,7 +138,7 @@ impl FrameReader {
 }
 
 /// Appends the head of a frame to `out`: its length, with that of the `body` to follow, and `prefix`.
-fn put_head(out: &mut BytesMut, prefix: &[u8], body: usize) {
+pub(crate) fn put_head(out: &mut BytesMut, prefix: &[u8], body: usize) {
     let len = u32::try_from(prefix.len() + body).expect("bodies are bounded far below 4 GiB");
     out.put_u32(len);
     out.put_slice(prefix);

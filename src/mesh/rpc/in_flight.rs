@@ -2,7 +2,7 @@
 //! none begins in the same moment.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use tokio::sync::Notify;
 
@@ -14,6 +14,12 @@ struct State {
     calls: AtomicUsize,
     /// The last call has ended.
     idle: Notify,
+    /// How often somebody wanted to close the connection, and there were calls.
+    asked: AtomicU64,
+    /// That has changed.
+    asking: Notify,
+    /// Somebody waits until it can be closed.
+    closing: AtomicBool,
 }
 
 /// The calls of one connection, in both directions. Cheap to clone.
@@ -40,11 +46,39 @@ impl InFlight {
     /// Lets no call begin from now on if none is under way; whether that is so.
     pub(crate) fn close_if_idle(&self) -> bool {
         let closed = self.0.calls.compare_exchange(0, CLOSED, SeqCst, SeqCst);
-        matches!(closed, Ok(_) | Err(CLOSED))
+        let is_closed = matches!(closed, Ok(_) | Err(CLOSED));
+        if !is_closed {
+            self.0.asked.fetch_add(1, SeqCst);
+            self.0.asking.notify_waiters();
+        }
+        is_closed
+    }
+
+    /// Whether somebody waits until the connection can be closed.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.0.closing.load(SeqCst)
+    }
+
+    /// How often somebody wanted to close the connection in vain. Whoever counts as a call to be on the
+    /// safe side makes sure then.
+    pub(crate) fn asked(&self) -> u64 {
+        self.0.asked.load(SeqCst)
+    }
+
+    /// Waits until that was more often than `heeded`.
+    pub(crate) async fn asked_again(&self, heeded: u64) {
+        loop {
+            let asking = self.0.asking.notified();
+            if self.asked() != heeded {
+                return;
+            }
+            asking.await;
+        }
     }
 
     /// Waits until no call is under way, and lets none begin from then on.
     pub(crate) async fn close_when_idle(&self) {
+        self.0.closing.store(true, SeqCst);
         loop {
             // Made before the look, so that no end between look and wait is missed.
             let idle = self.0.idle.notified();

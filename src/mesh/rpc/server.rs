@@ -4,38 +4,45 @@
 //! requests by [`RpcLimits`], and every wait for the peer by a deadline.
 
 use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use meshwork_identity::NodeId;
 use meshwork_proto::codec;
 use meshwork_proto::limits::MAX_HEADER;
-use meshwork_proto::rpc::{ReplyTag, RequestHeader, RpcError, STREAM_RPC, Status};
-use meshwork_proto::service::{
-    Access, CallContext, ItemStream, MethodInfo, RawCall, RawReply, Router,
+use meshwork_proto::rpc::{
+    Codec, ReplyTag, RequestHeader, RpcError, STREAM_LANE, STREAM_RPC, Status,
 };
-use quinn::{Connection, ConnectionError, SendStream, VarInt};
+use meshwork_proto::service::{
+    Access, CallContext, Handler, ItemStream, MethodInfo, RawReply, RawRequest, Router,
+};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::watch;
 
-use super::desk::{catch_panic, catch_panics, dispatch, wrong_kind};
+use super::batch::{Batch, Batches};
+use super::desk::{catch_panic, catch_panics, panicked, wrong_kind};
 use super::frame::{FrameError, FrameReader, write_frame};
+use super::lane::{self, Lanes};
+use super::nested::Inherited;
+use super::share::Count;
+use super::uploaded::uploaded;
 use super::{
     Busy, Desk, FEW_STREAMS, InFlight, LastUse, Share, Standing, stream_code, timeout_error,
     too_large,
 };
 
 /// Slowest sender of a request body that is waited for, in bytes a second.
-const SLOWEST_BODY: usize = 64 * 1024;
+pub(super) const SLOWEST_BODY: usize = 64 * 1024;
 /// A reader that takes nothing of the answer for so long loses the call.
-const STALLED_READER: Duration = Duration::from_mins(5);
+pub(super) const STALLED_READER: Duration = Duration::from_mins(5);
 /// How long the peer may take to make room for the words of a refusal.
 const LAST_WORDS: Duration = Duration::from_secs(30);
 /// Largest request to a method that is open to all, in bytes: a stranger's tokens, with room to
@@ -44,25 +51,27 @@ const OPEN_BODY: usize = 128 * 1024;
 
 /// Serves one peer over one connection.
 pub(crate) struct Server {
-    desk: Arc<Desk>,
-    serving: Serving,
+    pub(super) desk: Arc<Desk>,
+    pub(super) serving: Serving,
+    /// Lanes that the peer has opened.
+    pub(super) lanes_served: Count,
 }
 
 /// A request that was read and let in.
 struct Admitted {
-    /// Where its method is served.
-    router: Arc<Router>,
-    call: RawCall,
+    handler: Handler,
+    codec: Codec,
+    request: RawRequest,
     cx: CallContext,
     deadline: Option<Instant>,
-    /// Bytes of the request that are held.
-    held: OwnedSemaphorePermit,
+    /// Bytes of the request that are held. Those of a stream hold on to themselves.
+    held: Option<OwnedSemaphorePermit>,
     /// Place in the bound of the method.
     _place: Option<OwnedSemaphorePermit>,
 }
 
 /// Why a call ends before its handler does, or without one.
-enum Ended {
+pub(super) enum Ended {
     /// The caller is told.
     Failed(RpcError),
     /// Nobody is there to be told, or the format is broken: the stream is reset.
@@ -96,13 +105,19 @@ pub(crate) struct Serving {
     pub(crate) last_use: Arc<LastUse>,
     /// What the peer holds of this node, over all of its connections.
     pub(crate) share: Arc<Share>,
+    /// Lanes that we call over.
+    pub(crate) lanes: Arc<Lanes>,
     /// Methods of the `mesh` service that are about this connection; they go before those of the node.
     pub(crate) own: Arc<Router>,
 }
 
 impl Server {
     pub(crate) fn new(desk: Arc<Desk>, serving: Serving) -> Arc<Self> {
-        Arc::new(Self { desk, serving })
+        Arc::new(Self {
+            desk,
+            serving,
+            lanes_served: Count::default(),
+        })
     }
 
     /// Serves until the connection ends; why it ended.
@@ -124,7 +139,7 @@ impl Server {
                     Err(error) => return error,
                 },
                 accepted = self.serving.conn.accept_uni() => match accepted {
-                    Ok(mut recv) => drop(recv.stop(stream_code::UNKNOWN_TYPE)),
+                    Ok(recv) => self.take_answer(recv),
                     Err(error) => return error,
                 },
             }
@@ -135,6 +150,15 @@ impl Server {
     fn is_busy(&self) -> bool {
         self.serving.calls.count() >= FEW_STREAMS as usize / 2
             && self.serving.standing.borrow().presented
+    }
+
+    /// Takes a stream that only comes in: it can be nothing but an answer that is too large for a lane.
+    fn take_answer(self: &Arc<Self>, recv: RecvStream) {
+        let (lanes, desk) = (self.serving.lanes.clone(), self.desk.clone());
+        // Their number is bounded by the stream limit of the connection.
+        self.desk
+            .calls
+            .spawn(async move { lanes.take_answer(recv, &desk.limits).await });
     }
 
     fn accept(self: &Arc<Self>, mut send: SendStream, mut reader: FrameReader) {
@@ -148,20 +172,50 @@ impl Server {
         }
     }
 
-    /// One stream from its first byte to the peer's acknowledgement of the answer.
-    async fn serve(self: Arc<Self>, send: SendStream, mut reader: FrameReader, _busy: Busy) {
+    /// One stream from its first byte on.
+    async fn serve(self: Arc<Self>, mut send: SendStream, mut reader: FrameReader, busy: Busy) {
+        let arrived = Instant::now();
+        let first = timeout(self.desk.limits.header_deadline, reader.byte());
+        match first.await {
+            Ok(Ok(STREAM_RPC)) => self.serve_call(send, reader, arrived, busy).await,
+            Ok(Ok(STREAM_LANE)) => {
+                let (recv, begun) = reader.into_parts();
+                // It counts as a call as long as it carries any.
+                drop(busy);
+                Box::pin(lane::serve(self, send, recv, &begun)).await;
+            }
+            Ok(Ok(_)) => {
+                let _ = send.reset(stream_code::UNKNOWN_TYPE);
+                reader.stop(stream_code::UNKNOWN_TYPE);
+            }
+            Ok(Err(_)) => drop(send.reset(stream_code::CANCELLED)),
+            Err(_) => drop(send.reset(stream_code::BAD_REQUEST)),
+        }
+    }
+
+    /// A stream with a single call, to the peer's acknowledgement of the answer.
+    async fn serve_call(
+        &self,
+        send: SendStream,
+        reader: FrameReader,
+        arrived: Instant,
+        _busy: Busy,
+    ) {
         let mut answer = Answer {
             send,
             share: self.serving.share.clone(),
             amid_frame: false,
         };
+        let mut reader = Some(reader);
         let ended = match self.serving.share.call() {
             // Large, and moved several times on its way into a task unless it stays in place.
-            Ok(_place) => Box::pin(self.call(&mut answer, &mut reader)).await,
+            Ok(_place) => Box::pin(self.call(&mut answer, &mut reader, arrived)).await,
             Err(error) => Err(error.into()),
         };
         let finished = answer.close(ended).await;
-        reader.stop(stream_code::ANSWERED);
+        if let Some(mut reader) = reader {
+            reader.stop(stream_code::ANSWERED);
+        }
         // The connection must not be closed as unused before the answer has arrived: the caller
         // would make the call again. However slow it reads, this ends with the connection.
         if finished {
@@ -169,20 +223,30 @@ impl Server {
         }
     }
 
-    async fn call(&self, answer: &mut Answer, reader: &mut FrameReader) -> Result<(), Ended> {
-        let admitted = self.admit(reader).await?;
+    async fn call(
+        &self,
+        answer: &mut Answer,
+        reader: &mut Option<FrameReader>,
+        arrived: Instant,
+    ) -> Result<(), Ended> {
+        let admitted = self.admit(reader, arrived).await?;
         let Admitted {
-            router,
-            call,
+            handler,
+            codec,
+            request,
             cx,
             deadline,
             held,
             _place,
         } = admitted;
-        let method = call.method;
-        match dispatch(&router, &call, cx)? {
+        let method = handler.info();
+        let inherited = Inherited {
+            deadline,
+            trace: cx.trace,
+        };
+        match start(&handler, cx, codec, request, inherited)? {
             RawReply::Unary(work) => {
-                let mut work = pin!(catch_panic(method, work));
+                let mut work = pin!(inherited.within(catch_panic(method, work)));
                 // Most handlers are done at once: then there is nothing to guard.
                 let item = match poll_once(work.as_mut()).await {
                     Poll::Ready(item) => item?,
@@ -197,10 +261,9 @@ impl Server {
             RawReply::Stream(work) => {
                 let stopped = answer.send.stopped();
                 let end = &self.desk.draining;
-                let items = self
-                    .guard(stopped, &method, deadline, end, catch_panic(method, work))
-                    .await??;
-                drop((held, call));
+                let work = inherited.within(catch_panic(method, work));
+                let items = self.guard(stopped, &method, deadline, end, work).await??;
+                drop(held);
                 let stopped = answer.send.stopped();
                 let pump = answer.pump(catch_panics(method, items), self.desk.limits.frame);
                 self.guard(stopped, &method, None, end, pump).await?
@@ -208,14 +271,21 @@ impl Server {
         }
     }
 
-    /// Reads the request and decides whether it is served.
-    async fn admit(&self, reader: &mut FrameReader) -> Result<Admitted, Ended> {
-        let arrived = Instant::now();
+    /// Reads the request and decides whether it is served. A stream of items takes the reader with it.
+    async fn admit(
+        &self,
+        stream: &mut Option<FrameReader>,
+        arrived: Instant,
+    ) -> Result<Admitted, Ended> {
+        let Some(reader) = stream else {
+            return Err(Ended::Reset(stream_code::BAD_REQUEST));
+        };
         let header = self.header(reader, arrived).await?;
         if self.desk.draining.is_cancelled() {
             return Err(shutting_down().into());
         }
-        let (router, method) = self.find(&header.service, &header.method)?;
+        let handler = self.handler(&header.service, &header.method)?;
+        let method = handler.info();
         if header.kind != method.kind {
             return Err(wrong_kind(&method).into());
         }
@@ -232,23 +302,23 @@ impl Server {
             Access::Open => OPEN_BODY.min(self.desk.limits.frame),
             Access::Member | Access::Call | Access::Admin => self.desk.limits.frame,
         };
-        let (body, held) = self.body(reader, largest, deadline).await?;
+        let (request, held) = if method.kind.takes_stream() {
+            let patience = self.desk.limits.header_deadline;
+            let share = self.serving.share.clone();
+            let reader = stream.take().expect("it was there all along");
+            let items = uploaded(reader, share, largest, patience);
+            (RawRequest::Many(items), None)
+        } else {
+            let (body, held) = self.body(reader, largest, deadline).await?;
+            (RawRequest::One(body), Some(held))
+        };
         if method.service != meshwork_proto::mesh::SERVICE {
             self.serving.last_use.touch();
         }
-        let options = meshwork_proto::service::CallOptions {
-            deadline: header.deadline().unwrap_or(Duration::MAX),
-            idempotency_key: header.idempotency_key,
-            trace: header.trace,
-        };
         Ok(Admitted {
-            router,
-            call: RawCall {
-                method,
-                codec: header.codec,
-                body,
-                options,
-            },
+            handler,
+            codec: header.codec,
+            request,
             cx: CallContext {
                 peer: self.serving.peer,
                 local: self.desk.local,
@@ -263,15 +333,14 @@ impl Server {
         })
     }
 
-    fn find(&self, service: &str, name: &str) -> Result<(Arc<Router>, MethodInfo), RpcError> {
+    /// The handler of a method, for this connection.
+    pub(super) fn handler(&self, service: &str, name: &str) -> Result<Handler, RpcError> {
         if service == meshwork_proto::mesh::SERVICE
-            && let Ok(method) = self.serving.own.find(service, name)
+            && let Ok(handler) = self.serving.own.handler(service, name)
         {
-            return Ok((self.serving.own.clone(), method));
+            return Ok(handler.clone());
         }
-        let router = self.desk.router();
-        let method = router.find(service, name)?;
-        Ok((router, method))
+        self.desk.router().handler(service, name).cloned()
     }
 
     async fn header(
@@ -280,9 +349,6 @@ impl Server {
         arrived: Instant,
     ) -> Result<RequestHeader, Ended> {
         let read = async {
-            if reader.byte().await? != STREAM_RPC {
-                return Ok(Err(Ended::Reset(stream_code::UNKNOWN_TYPE)));
-            }
             let frame = reader
                 .frame(MAX_HEADER)
                 .await?
@@ -334,7 +400,7 @@ impl Server {
     }
 
     /// How the caller stands, waited for where its tokens are still on their way.
-    async fn standing_for(&self, method: &MethodInfo) -> Standing {
+    pub(super) async fn standing_for(&self, method: &MethodInfo) -> Standing {
         let mut standing = self.serving.standing.clone();
         if self.serving.expects_tokens && method.access != Access::Open {
             let presented = standing.wait_for(|standing| standing.presented);
@@ -344,7 +410,7 @@ impl Server {
     }
 
     /// Runs `work` until it is done, or the caller has gone, or may no longer, or time is up.
-    async fn guard<T>(
+    pub(super) async fn guard<T>(
         &self,
         gone: impl Future,
         method: &MethodInfo,
@@ -415,13 +481,29 @@ impl Answer {
         self.frame(ReplyTag::Item, item).await
     }
 
-    /// Passes items on at the pace of the caller, to the end of the stream.
-    async fn pump(&mut self, mut items: ItemStream<Bytes>, max: usize) -> Result<(), Ended> {
+    /// Passes items on at the pace of the caller, to the end of the stream. Small ones that are there at
+    /// the same time leave in one write.
+    async fn pump(&mut self, items: ItemStream<Bytes>, max: usize) -> Result<(), Ended> {
         self.frame(ReplyTag::Started, Bytes::new()).await?;
-        while let Some(item) = items.next().await {
-            self.item(item?, max).await?;
+        let mut batches = Batches::new(items, ReplyTag::Item as u8);
+        while let Some(batch) = batches.next().await {
+            match batch? {
+                Batch::Frames(frames) => self.write(&frames).await?,
+                Batch::Large(item) => self.item(item, max).await?,
+            }
         }
         self.frame(ReplyTag::End, Bytes::new()).await
+    }
+
+    /// Writes whole frames.
+    async fn write(&mut self, frames: &[u8]) -> Result<(), Ended> {
+        self.amid_frame = true;
+        let written = timeout(STALLED_READER, self.send.write_all(frames)).await;
+        if let Ok(Ok(())) = written {
+            self.amid_frame = false;
+            return Ok(());
+        }
+        Err(Ended::Reset(stream_code::CANCELLED))
     }
 
     /// Says how the call ended, where that is not said yet, and finishes the stream or, where there
@@ -452,12 +534,25 @@ impl Answer {
     }
 }
 
+/// Starts a handler for a caller that was let in.
+pub(super) fn start(
+    handler: &Handler,
+    cx: CallContext,
+    codec: Codec,
+    request: RawRequest,
+    inherited: Inherited,
+) -> Result<RawReply, RpcError> {
+    let start = || inherited.within_sync(|| handler.start(cx, codec, request));
+    std::panic::catch_unwind(AssertUnwindSafe(start))
+        .map_err(|panic| panicked(&handler.info(), &*panic))
+}
+
 /// Polls `work` a single time.
 async fn poll_once<F: Future>(mut work: Pin<&mut F>) -> Poll<F::Output> {
     poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await
 }
 
-fn shutting_down() -> RpcError {
+pub(super) fn shutting_down() -> RpcError {
     RpcError::new(Status::Cancelled, "the node is shutting down").reason("shutting_down")
 }
 
@@ -466,7 +561,7 @@ fn malformed(why: &dyn std::fmt::Display) -> RpcError {
 }
 
 /// What a request that cannot be read comes to.
-fn unreadable(error: &FrameError) -> Ended {
+pub(super) fn unreadable(error: &FrameError) -> Ended {
     match *error {
         FrameError::TooLong { len, max } => too_large("the request", len, max).into(),
         FrameError::Truncated => malformed(error).into(),

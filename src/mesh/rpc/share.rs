@@ -1,6 +1,7 @@
 //! How much of a node one peer may hold at a time, over however many connections.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use bytes::Bytes;
 use meshwork_proto::rpc::RpcError;
@@ -36,6 +37,12 @@ impl Share {
         }
     }
 
+    /// A place among the calls, for whoever goes on elsewhere.
+    pub(super) fn place(self: &Arc<Self>) -> Result<Place, RpcError> {
+        self.call()?.forget();
+        Ok(Place(self.clone()))
+    }
+
     /// A place among the calls.
     pub(super) fn call(&self) -> Result<SemaphorePermit<'_>, RpcError> {
         self.calls.try_acquire().map_err(|_| {
@@ -59,6 +66,18 @@ impl Share {
             })
     }
 
+    /// Room for an item of a stream, waited for: the caller has other ways to feel that it is fast.
+    pub(super) async fn request_in_turn(
+        &self,
+        bytes: usize,
+    ) -> Result<OwnedSemaphorePermit, RpcError> {
+        if bytes > self.total.1 as usize {
+            return self.request(bytes);
+        }
+        let room = self.requests.clone().acquire_many_owned(permits(bytes));
+        Ok(room.await.expect("the semaphore is never closed"))
+    }
+
     /// Room for an answer that waits until the peer reads it.
     pub(super) fn answer(&self, item: &Bytes) -> Result<Option<SemaphorePermit<'_>>, RpcError> {
         if item.len() < SMALL_ANSWER {
@@ -71,6 +90,39 @@ impl Share {
                 self.total.2
             ))
         })
+    }
+}
+
+/// Counts what there may only be few of.
+#[derive(Debug, Default)]
+pub(super) struct Count(AtomicUsize);
+
+/// One of a [`Count`].
+#[derive(Debug)]
+pub(super) struct Counted<'a>(&'a Count);
+
+impl Count {
+    /// One more, unless there are `most`.
+    pub(super) fn enter(&self, most: usize) -> Option<Counted<'_>> {
+        let more = |count| (count < most).then_some(count + 1);
+        let entered = self.0.fetch_update(SeqCst, SeqCst, more);
+        entered.ok().map(|_| Counted(self))
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, SeqCst);
+    }
+}
+
+/// A place among the calls of a peer.
+#[derive(Debug)]
+pub(super) struct Place(Arc<Share>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.calls.add_permits(1);
     }
 }
 

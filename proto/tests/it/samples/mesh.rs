@@ -12,6 +12,7 @@ use meshwork_proto::membership::Message;
 use meshwork_proto::mesh::{self, *};
 use meshwork_proto::path::NatClass;
 use meshwork_proto::query::ScopeFilter;
+use meshwork_proto::service::Method;
 
 use super::facts::rotation;
 use super::{Sample, addresses, method, sample, signed, texts};
@@ -188,6 +189,7 @@ pub(super) fn mesh_service() -> Vec<Sample> {
         ),
         method::<mesh::OfferPaths>(&offer, std::slice::from_ref(&offer)),
         method::<mesh::Survey>(&(), &[seen]),
+        method::<mesh::ListMethods>(&(), &[vec![<mesh::ListMethods as Method>::INFO.view()]]),
         method::<mesh::FindNodes>(
             &find,
             &[Found {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use meshwork_proto::limits::MAX_FRAME;
+use meshwork_proto::service::BoxFuture;
 use quinn::{Connection, VarInt};
 use tokio::net::UdpSocket;
 
@@ -56,6 +57,8 @@ pub(crate) fn rows(scale: &Scale) -> Vec<Row> {
     let mut rows = alone(scale, &sides);
     rows.extend(together(scale, &sides));
     rows.extend(crowd(scale, &sides));
+    rows.extend(lossy(scale, &sides));
+    rows.extend(items(scale, &sides));
     rows.extend(large(scale, &sides));
     sides.close();
     rows
@@ -243,9 +246,10 @@ fn together(scale: &Scale, sides: &Sides) -> Vec<Row> {
             &mut || many(&sides.noise),
             &mut || many(&sides.tls),
             &mut || many(&sides.null),
+            &mut || pings(sides, count),
         ],
     );
-    let [node, noise, tls, null] = results.map(|batches| split(&batches, 0.99));
+    let [node, noise, tls, null, own] = results.map(|batches| split(&batches, 0.99));
     vec![
         Row::new(
             "calls.64",
@@ -266,6 +270,13 @@ fn together(scale: &Scale, sides: &Sides) -> Vec<Row> {
         .limit("no crypto, bare", &null.1)
         .bar(Bar::AtMost(2000.0, Of::One)),
         Row::new(
+            "calls.64.own",
+            "calls with streams of their own, 64 in flight",
+            Unit::PerSecond,
+            own.0,
+        )
+        .peer("rustls, bare", &tls.0),
+        Row::new(
             "calls.64.bare",
             "64 in flight on bare Noise streams",
             Unit::PerSecond,
@@ -273,6 +284,79 @@ fn together(scale: &Scale, sides: &Sides) -> Vec<Row> {
         )
         .peer("rustls, bare", &tls.0)
         .limit("no crypto, bare", &null.0),
+    ]
+}
+
+/// Calls of our node without a body, each on a stream of its own: what sharing one saves.
+fn pings(sides: &Sides, count: usize) -> Batch {
+    let caller = sides.nodes.caller.clone();
+    sides.lanes.client.run(async move {
+        let call = move || {
+            let caller = caller.clone();
+            async move { caller.ping().await }
+        };
+        make(call, count, 64).await
+    })
+}
+
+/// Calls over a link that loses one datagram in a hundred each way, against the same without loss.
+fn lossy(scale: &Scale, sides: &Sides) -> Vec<Row> {
+    const PER_MILLE: u64 = 10;
+    let count = scale.of(40_000);
+    let nodes = Nodes::start_lossy(&sides.lanes, PER_MILLE);
+    let lossy = Side::Node(nodes.caller.clone());
+    let results = in_turn(
+        scale.rounds,
+        [&mut || sides.batch(&lossy, SMALL, count, 64), &mut || {
+            sides.batch(&sides.node, SMALL, count, 64)
+        }],
+    );
+    nodes.stop(&sides.lanes);
+    let [with, without] = results.map(|batches| split(&batches, 0.99));
+    vec![
+        Row::new(
+            "calls.64.loss",
+            "64 B calls, 64 in flight, 1 % loss",
+            Unit::PerSecond,
+            with.0,
+        )
+        .peer("without loss", &without.0)
+        .bar(Bar::AtLeast(0.7, Of::Peer)),
+        Row::new(
+            "calls.64.loss.p99",
+            "64 B calls, 64 in flight, 1 % loss, p99",
+            Unit::Micros,
+            with.1,
+        )
+        .peer("without loss", &without.1),
+    ]
+}
+
+/// Items of one stream, each way.
+fn items(scale: &Scale, sides: &Sides) -> Vec<Row> {
+    let count = scale.of(1_000_000) as u64;
+    let rate = |work: fn(Caller, u64) -> BoxFuture<()>| {
+        let caller = sides.nodes.caller.clone();
+        let start = Instant::now();
+        sides.lanes.client.run(work(caller, count));
+        count as f64 / start.elapsed().as_secs_f64()
+    };
+    let [down, up] = series_in_turn(
+        scale.rounds,
+        [
+            &mut || rate(|caller, count| Box::pin(async move { caller.download(count).await })),
+            &mut || rate(|caller, count| Box::pin(async move { caller.upload(count).await })),
+        ],
+    );
+    let unit = Unit::PerSecond;
+    vec![
+        Row::new(
+            "items.down",
+            "items of a stream, callee to caller",
+            unit,
+            down,
+        ),
+        Row::new("items.up", "items of a stream, caller to callee", unit, up),
     ]
 }
 

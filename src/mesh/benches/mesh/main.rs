@@ -28,6 +28,7 @@ mod handshake;
 mod idle;
 mod lane;
 mod log;
+mod lossy;
 mod meter;
 mod nodes;
 mod report;

@@ -6,14 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use meshwork_identity::{
     Contact, Identity, Limits, NodeId, Psk, Resource, Scope, Timestamp, Token, TokenRequest,
 };
 use meshwork_mesh::{Env, MemoryState, Mesh, MeshConfig, SystemClock};
+use meshwork_proto::mesh::Ping;
 use meshwork_proto::ports::WallClock;
-use meshwork_proto::service::{self, CallOptions, Router};
+use meshwork_proto::service::{self, CallOptions, ItemStream, Router};
 
 use crate::lane::Lanes;
+use crate::lossy::Lossy;
 use crate::stack::{CLIENT, LOOPBACK, PSK, SERVER};
 
 /// Calls that the listener serves at a time: more than the benchmark makes.
@@ -34,6 +37,10 @@ mod wire {
         unary Echo("echo", Call, true): Bytes => Bytes;
         /// Answers with the number of bytes.
         unary Swallow("swallow", Call, true): Bytes => u64;
+        /// Counts up to the request.
+        stream Count("count", Call, true): u64 => u64;
+        /// Counts what it is sent.
+        upload Tally("tally", Call, false): u64 => u64;
     }
 }
 
@@ -53,16 +60,28 @@ pub(crate) struct Nodes {
 impl Nodes {
     /// Starts and connects them.
     pub(crate) fn start(lanes: &Lanes) -> Self {
+        Self::start_lossy(lanes, 0)
+    }
+
+    /// The same over a link that loses so many of 1,000 datagrams each way.
+    pub(crate) fn start_lossy(lanes: &Lanes, per_mille: u64) -> Self {
         let router = Router::new()
             .unary::<wire::Echo, _, _>(|_, body| async { Ok(body) })
-            .unary::<wire::Swallow, _, _>(|_, body: Bytes| async move { Ok(body.len() as u64) });
-        let callee = lanes.server.run(async { start(SERVER, router) });
+            .unary::<wire::Swallow, _, _>(|_, body: Bytes| async move { Ok(body.len() as u64) })
+            .stream::<wire::Count, _, _>(|_, to| async move {
+                let items: ItemStream<u64> = Box::pin(stream::iter((0..to).map(Ok)));
+                Ok(items)
+            })
+            .upload::<wire::Tally, _, _>(|_, items| async move { Ok(items.count().await as u64) });
+        let callee = lanes
+            .server
+            .run(async move { start(SERVER, router, per_mille) });
         let contact = Contact {
             node: callee.node_id(),
             addrs: callee.local_addrs(),
         };
         let mesh = lanes.client.run(async move {
-            let mesh = start(CLIENT, Router::new());
+            let mesh = start(CLIENT, Router::new(), per_mille);
             mesh.dial(&contact, Duration::from_secs(10)).await.unwrap();
             mesh
         });
@@ -95,6 +114,28 @@ impl Caller {
         assert_eq!(answer.unwrap().len(), body.len());
     }
 
+    /// A call without a body on a stream of its own.
+    pub(crate) async fn ping(&self) {
+        let options = CallOptions::default();
+        let answer = service::call::<Ping>(&self.mesh, self.to, &(), options).await;
+        assert!(answer.is_ok());
+    }
+
+    /// Gets `count` items.
+    pub(crate) async fn download(&self, count: u64) {
+        let options = CallOptions::default();
+        let items = service::stream::<wire::Count>(&self.mesh, self.to, &count, options).await;
+        assert_eq!(items.unwrap().count().await as u64, count);
+    }
+
+    /// Sends `count` items.
+    pub(crate) async fn upload(&self, count: u64) {
+        let options = CallOptions::within(Duration::from_mins(1));
+        let items = stream::iter(0..count);
+        let answer = service::upload::<wire::Tally>(&self.mesh, self.to, items, options).await;
+        assert_eq!(answer, Ok(count));
+    }
+
     /// Sends `body`.
     pub(crate) async fn swallow(&self, body: &Bytes) {
         let options = CallOptions::default();
@@ -103,7 +144,7 @@ impl Caller {
     }
 }
 
-fn start(seed: [u8; 32], router: Router) -> Mesh {
+fn start(seed: [u8; 32], router: Router, per_mille: u64) -> Mesh {
     let authority = Identity::from_seed(&[9; 32]);
     let identity = Identity::from_seed(&seed);
     let now = SystemClock.now();
@@ -111,7 +152,10 @@ fn start(seed: [u8; 32], router: Router) -> Mesh {
     config.tokens = vec![token(&authority, identity.node_id(), now)];
     config.limits.concurrent_calls = CONCURRENT_CALLS;
     config.roles = BTreeSet::new();
-    let env = Env::production(LOOPBACK, Arc::new(MemoryState::default())).unwrap();
+    let mut env = Env::production(LOOPBACK, Arc::new(MemoryState::default())).unwrap();
+    if per_mille > 0 {
+        env.socket = Lossy::new(env.socket, per_mille);
+    }
     Mesh::start(config, env, router).unwrap()
 }
 

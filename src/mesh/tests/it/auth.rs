@@ -320,6 +320,10 @@ fn idle<M: Method>(router: Router) -> Router {
         Kind::ServerStream => router.stream::<M, _, _>(move |_, _| async move {
             Err::<ItemStream<M::Response>, _>(answer())
         }),
+        Kind::ClientStream => router.upload::<M, _, _>(move |_, _| async move { Err(answer()) }),
+        Kind::Bidi => router.duplex::<M, _, _>(move |_, _| async move {
+            Err::<ItemStream<M::Response>, _>(answer())
+        }),
     }
 }
 
@@ -352,6 +356,7 @@ async fn gets_in(client: &Mesh, to: &Mesh, method: MethodInfo) -> bool {
     let error = match method.kind {
         Kind::Unary => client.call_raw(to.node_id(), call).await.unwrap_err(),
         Kind::ServerStream => client.stream_raw(to.node_id(), call).await.err().unwrap(),
+        Kind::ClientStream | Kind::Bidi => panic!("its table needs a look at uploads"),
     };
     match (error.status, &*error.reason) {
         (Status::Invalid, "decode") => true,
