@@ -316,7 +316,9 @@ mod tests {
             }),
             10_000,
         );
-        let near = normal.iter().filter(|d| (ms(40)..ms(60)).contains::<Duration>(d));
+        let near = normal
+            .iter()
+            .filter(|d| (ms(40)..ms(60)).contains::<Duration>(d));
         let near = near.count();
         assert!((6_500..7_200).contains(&near), "{near} within a deviation");
 
