@@ -434,6 +434,26 @@ fn a_relay_that_goes_is_replaced_at_once() {
 }
 
 #[test]
+fn relays_that_bring_no_answer_make_room_for_one_that_does() {
+    let mut world = World::connected(direct(1), &[(direct(1), 20), (via(4), 40)]);
+    for mute in 1..=3 {
+        world.tell(Event::RelayUp(relay(mute)));
+    }
+    world.run(Duration::from_secs(2));
+    world.tell(Event::RelayUp(relay(4)));
+    world.run(Duration::from_secs(2));
+    assert!(world.machine.alive().any(|route| route == via(4)));
+    assert_eq!(
+        world
+            .machine
+            .routes()
+            .filter(|way| !way.is_direct())
+            .count(),
+        3
+    );
+}
+
+#[test]
 fn an_address_of_another_peer_is_not_used_any_more() {
     let mut world = World::connected(direct(1), &[(direct(1), 20), (direct(2), 20)]);
     world.tell(Event::Offered(&[addr(2)]));

@@ -115,7 +115,7 @@ impl PeerPaths {
         match event {
             Event::Offered(addrs) => self.offer(addrs, TRIALS, out),
             Event::Punch(addrs) => self.offer(addrs, PUNCH_TRIALS, out),
-            Event::RelayUp(relay) => self.relay_up(relay),
+            Event::RelayUp(relay) => self.relay_up(relay, out),
             Event::RelayDown(relay) => self.drop_route(Route::Relay(relay), now, out),
             Event::Proven(route) => self.proven(now, route, out),
             Event::Ping { route, kind } => self.pinged(now, route, kind, out),
@@ -237,12 +237,28 @@ impl PeerPaths {
         }
     }
 
-    fn relay_up(&mut self, relay: NodeId) {
+    /// A link to a relay says nothing of the peer behind it: a relay that did not bring an answer makes
+    /// room for one that may.
+    fn relay_up(&mut self, relay: NodeId, out: &mut Vec<Action>) {
         let route = Route::Relay(relay);
-        let relays = self.paths.iter().filter(|path| !path.route.is_direct());
-        if self.find(route).is_none() && relays.count() < MAX_RELAYS {
-            self.paths.push(Path::new(route, true, TRIALS));
+        if self.find(route).is_some() {
+            return;
         }
+        let chosen = self.chosen;
+        let relays = self.paths.iter().filter(|path| !path.route.is_direct());
+        if relays.count() >= MAX_RELAYS {
+            let is_mute = |path: &Path| {
+                !path.route.is_direct()
+                    && Some(path.route) != chosen
+                    && path.proven.is_none()
+                    && path.unanswered >= TRIALS
+            };
+            let Some(index) = self.paths.iter().position(is_mute) else {
+                return;
+            };
+            out.push(Action::Forget(self.paths.remove(index).route));
+        }
+        self.paths.push(Path::new(route, true, TRIALS));
     }
 
     /// Remembers a way, and pings it so often.
